@@ -1,0 +1,1 @@
+"""Files to packs: sources (containers), formats (schemas), tokens, packing."""

@@ -1,0 +1,1 @@
+"""Held-out metrics, win rate and the report."""

@@ -1,0 +1,1 @@
+"""Losses: one file each, registered by name; see ``base`` for the contract."""

@@ -1,0 +1,1 @@
+"""Transformers and PEFT live here and nowhere else."""

@@ -1,0 +1,1 @@
+"""Win rate, intervals, length control and power: numpy and scipy only."""

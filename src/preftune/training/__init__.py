@@ -1,0 +1,1 @@
+"""The one loop, its step, state, checkpoints and preflight."""
