@@ -7,10 +7,14 @@ level are defaults for every stage. Nothing named in a recipe is imported or exe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from preftune.core.errors import RecipeError
+from preftune.core.registry import suggest
 
 Positive: TypeAlias = Annotated[int, Gt(0)]
 Share: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
@@ -138,3 +142,144 @@ class Recipe(Section):
     seed: int = 0
     output: str = "runs"
     evaluation: EvaluationConfig | None = None
+
+
+SHORT_MODEL = "name"
+
+
+def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[str]]) -> Recipe:
+    """A checked recipe from a mapping in the long or the short form.
+
+    Parameters
+        given: what the user wrote.
+        loss_options: for every registered loss the names of its options; an option written beside ``method`` moves
+            into ``loss``.
+
+    Raises
+        RecipeError: an unknown key (with the nearest known one), a missing one, or a value out of range.
+    """
+    left = dict(given)
+    recipe = {key: left.pop(key) for key in list(left) if key in Recipe.model_fields}
+    stages = recipe.get("stages")
+    options = sorted({option for names in loss_options.values() for option in names})
+    for key in left:
+        if key not in StageConfig.model_fields and key not in options:
+            known = [*Recipe.model_fields, *StageConfig.model_fields, *options]
+            raise RecipeError(f"unknown key {key!r}: {suggest(key, sorted(set(known)))}")
+    if stages is None:
+        recipe["stages"] = [_stage({}, left, loss_options, "")]
+    elif not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise RecipeError("stages: write a list of mappings, one for each stage")
+    else:
+        recipe["stages"] = [_stage(stage, left, loss_options, f"stages.{index}.") for index, stage in enumerate(stages)]
+    if isinstance(recipe.get("model"), str):
+        recipe["model"] = {SHORT_MODEL: recipe["model"]}
+    if "model" not in recipe:
+        raise RecipeError("model is missing: write model: starter, a folder, or a hub id")
+    _check_keys(Recipe, recipe, "")
+    try:
+        built = Recipe.model_validate(recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+    return built.model_copy(update={"stages": _named(built.stages)})
+
+
+def _stage(
+    stage: Mapping[str, Any], defaults: Mapping[str, Any], loss_options: Mapping[str, Sequence[str]], where: str
+) -> dict[str, Any]:
+    """One stage with the top level's defaults, loss options moved into ``loss`` and short data forms spelt out."""
+    method = stage.get("method", defaults.get("method", "dpo"))
+    if method not in loss_options:
+        raise RecipeError(f"{where}method: no loss {method!r}: {suggest(str(method), sorted(loss_options))}")
+    own = loss_options[method]
+    anyones = {option for names in loss_options.values() for option in names}
+    merged: dict[str, Any] = {"method": method}
+    loss: dict[str, Any] = {}
+    for is_default, source in ((True, defaults), (False, stage)):
+        for key, value in source.items():
+            if key in StageConfig.model_fields:
+                if key == "loss":
+                    loss.update(_mapping(value, f"{where}loss"))
+                else:
+                    merged[key] = value
+            elif key in own:
+                loss[key] = value
+            elif key in anyones and is_default and where:
+                continue  # a default for the stages whose loss has this option
+            elif key in anyones:
+                raise RecipeError(f"{where}{key}: loss {method!r} has no option {key!r}; it has {', '.join(own) or 'none'}")
+            else:
+                raise RecipeError(f"unknown key '{where}{key}': {suggest(key, sorted({*StageConfig.model_fields, *own}))}")
+    for key in loss:
+        if key not in own:
+            raise RecipeError(f"{where}loss: loss {method!r} has no option {key!r}: {suggest(key, list(own))}")
+    if loss:
+        merged["loss"] = loss
+    if "data" in merged:
+        merged["data"] = _data(merged["data"], f"{where}data")
+    if isinstance(merged.get("adapter"), Mapping):
+        merged["lora"], merged["adapter"] = merged["adapter"], "lora"
+    return merged
+
+
+def _data(value: Any, where: str) -> Any:
+    """``data: FILE`` and ``data: [FILE, ...]`` are short for ``data: {train: [...]}``."""
+    if isinstance(value, str):
+        return {"train": [value]}
+    if isinstance(value, (list, tuple)):
+        return {"train": list(value)}
+    given = dict(_mapping(value, where))
+    if isinstance(given.get("train"), str):
+        given["train"] = [given["train"]]
+    return given
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{where}: write a mapping of keys and values, got {value!r}")
+    return value
+
+
+def _check_keys(section: type[BaseModel], given: Any, where: str) -> None:
+    """Refuse unknown keys at every depth, with the nearest known one."""
+    if not isinstance(given, Mapping):
+        return
+    for key, value in given.items():
+        if key not in section.model_fields:
+            raise RecipeError(f"unknown key '{where}{key}': {suggest(str(key), sorted(section.model_fields))}")
+        inner = _section_of(section.model_fields[key].annotation)
+        if inner is not None:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            for index, one in enumerate(values):
+                place = f"{where}{key}.{index}." if isinstance(value, (list, tuple)) else f"{where}{key}."
+                _check_keys(inner, one, place)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section inside ``X``, ``X | None`` or ``tuple[X, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for argument in get_args(annotation):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _named(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+    """Stages with names: their method, numbered where one method comes twice."""
+    if not stages:
+        raise RecipeError("stages is empty: write at least one stage")
+    names: list[str] = []
+    for stage in stages:
+        name = stage.name or stage.method
+        if not all(letter.isalnum() or letter in "-_" for letter in name):
+            raise RecipeError(f"stage name {name!r}: use letters, digits, '-' and '_', because it names a folder")
+        if name in names:
+            if stage.name:
+                raise RecipeError(f"two stages are named {name!r}: give each its own name")
+            name = f"{name}-{len(names) + 1}"
+        names.append(name)
+    return tuple(stage.model_copy(update={"name": name}) for stage, name in zip(stages, names, strict=True))

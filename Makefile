@@ -1,0 +1,57 @@
+# Two commands: `make demo` and `make test`. Both set up everything they need first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test check lint types unit peer bench soak wheel clean
+
+help:
+	@echo "make demo    set up, then align the embedded starter model and print the verdict (about 5 minutes)"
+	@echo "make test    set up, then run the whole test suite"
+	@echo "make setup   only prepare $(VENV)"
+	@echo "make check   the quick loop: ruff, mypy, import contracts, unit tests"
+	@echo "make bench   measure against the peer (about 35 minutes on a quiet machine)"
+	@echo "make soak    the long forms of the kill, load and fuzz tests"
+	@echo "make wheel   build dist/*.whl"
+
+setup: $(VENV)/.stamp
+
+# torch first and pinned: an unpinned torch drags in gigabytes of CUDA libraries
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "preftune needs Python 3.11 or newer; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	$(PIP) install --quiet torch
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/preftune demo
+
+test: setup peer
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check src tests bench starter
+	$(BIN)/ruff format --check src tests bench starter
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit tests/property src -m "not slow"
+
+# the peer lives in an environment of its own: it pulls other libraries backwards
+peer: setup
+	bash bench/environments/make.sh trl
+
+bench: setup peer
+	$(BIN)/python bench/run.py
+
+soak: setup
+	PREFTUNE_SOAK=1 $(BIN)/python -m pytest tests/soak -m "" --timeout 3600
+
+wheel: setup
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,208 @@
+"""Recipe files: YAML in, overrides from the command line, paths made absolute, one resolved file out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from preftune.core.errors import InputError, RecipeError
+from preftune.core.files import write_text
+from preftune.core.ids import digest_json
+from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, StageConfig, build_recipe
+
+STARTER = "starter"
+BUILT_IN_TEMPLATES = ("chatml", "plain")
+
+
+def loss_options() -> dict[str, list[str]]:
+    """Every registered loss with the names of its options."""
+    from preftune.maths.losses.base import losses
+
+    return {
+        name: [field.name for field in dataclasses.fields(cast(Any, losses.factory(name))) if field.init]
+        for name in losses.names()
+    }
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file; relative paths in it are relative to the file.
+
+    Parameters
+        overrides: ``key=value`` with dotted keys (``stages.1.lr=1e-4``, ``beta=0.2``); values are YAML.
+
+    Raises
+        InputError: the file cannot be read or is not YAML (with the line).
+        RecipeError: its content does not validate.
+    """
+    given = read_mapping(path)
+    for override in overrides:
+        _override(given, override)
+    given.setdefault("name", path.stem)
+    try:
+        return make_recipe(given, path.resolve().parent)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def make_recipe(given: Mapping[str, Any], folder: Path | None = None) -> Recipe:
+    """A checked recipe from a mapping, the same thing as a file; relative paths are relative to ``folder`` (or here)."""
+    recipe = build_recipe(given, loss_options())
+    from preftune.maths.losses.base import losses
+
+    for stage in recipe.stages:
+        losses.build(stage.method, stage.loss)
+    return _absolute(recipe, folder or Path.cwd())
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, one clear line where it has none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; write one, or try `preftune demo`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {_first_line(error)}") from None
+    try:
+        given = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader that also reads 1e-4 as a number
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise InputError(f"{path}{where}: not YAML: {problem}; check the indentation and quotes there") from None
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: {'is empty' if given is None else 'holds no mapping'}; a recipe is keys and values, such as model: starter")
+    return given
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """The resolved recipe as YAML; ``load_recipe`` reads it back to the same recipe."""
+    header = "# The resolved recipe of this run: every default written out. `preftune train FILE` runs it again.\n"
+    write_text(path, header + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def recipe_digest(recipe: Recipe, stage: StageConfig) -> str:
+    """Digest of what decides a stage's numbers: its own settings, the model and the seed; not the output folder."""
+    return digest_json([recipe.model.model_dump(mode="json"), stage.model_dump(mode="json"), recipe.seed])
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call] # PyYAML's stubs leave it out
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _add_float_resolver() -> None:
+    import re
+
+    pattern = re.compile(
+        r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?)$"
+    )
+    _Loader.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+0123456789."))
+
+
+_add_float_resolver()
+
+
+def _override(given: dict[str, Any], override: str) -> None:
+    """Apply one ``dotted.key=value``."""
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"override {override!r}: write key=value, such as beta=0.2 or stages.1.lr=1e-4")
+    value = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader, see above
+    target: Any = given
+    parts = key.split(".")
+    for depth, part in enumerate(parts[:-1]):
+        where = ".".join(parts[: depth + 1])
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise RecipeError(f"override {override!r}: {where} does not exist; there are {len(target)} entries, from 0")
+            target = target[int(part)]
+        else:
+            inner = target.get(part)
+            if isinstance(inner, str) and part in {"model", "data"}:
+                inner = {"name": inner} if part == "model" else {"train": [inner]}
+            target[part] = inner if isinstance(inner, (dict, list)) else {}
+            target = target[part]
+    if isinstance(target, list):
+        raise RecipeError(f"override {override!r}: name a key of an entry, such as {'.'.join(parts[:-1])}.0.{parts[-1]}")
+    target[parts[-1]] = value
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "data": _absolute_data(stage.data, folder),
+                "from_checkpoint": _absolute_checkpoint(stage.from_checkpoint, folder),
+            }
+        )
+        for stage in recipe.stages
+    )
+    evaluation = recipe.evaluation
+    return recipe.model_copy(
+        update={
+            "model": _absolute_model(recipe.model, folder),
+            "stages": stages,
+            "evaluation": None if evaluation is None else _absolute_evaluation(evaluation, folder),
+        }
+    )
+
+
+def _absolute_model(model: ModelConfig, folder: Path) -> ModelConfig:
+    """A model name that is a folder becomes absolute; ``starter`` and hub ids stay."""
+    name = model.name
+    if name != STARTER and (folder / Path(name).expanduser()).is_dir():
+        name = _path(name, folder)
+    template = model.chat_template
+    if template is not None and template not in BUILT_IN_TEMPLATES:
+        template = _path(template, folder)
+    return model.model_copy(update={"name": name, "chat_template": template})
+
+
+def _absolute_data(data: DataConfig | None, folder: Path) -> DataConfig | None:
+    if data is None:
+        return None
+    select = _path(data.select, folder) if isinstance(data.select, str) else data.select
+    return data.model_copy(update={"train": tuple(_path(one, folder) for one in data.train), "select": select})
+
+
+def _absolute_evaluation(evaluation: EvaluationConfig, folder: Path) -> EvaluationConfig:
+    def judge(given: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        return _path(given, folder) if isinstance(given, str) else given
+
+    return evaluation.model_copy(
+        update={
+            "prompts": _path(evaluation.prompts, folder),
+            "judge": judge(evaluation.judge),
+            "pairs_judge": judge(evaluation.pairs_judge),
+            "pairs": None if evaluation.pairs is None else _path(evaluation.pairs, folder),
+        }
+    )
+
+
+def _absolute_checkpoint(given: str | None, folder: Path) -> str | None:
+    """Run names (without a slash) stay names; folders become absolute; ``@STEP`` is kept."""
+    if given is None or ("/" not in given and not (folder / given).exists()):
+        return given
+    return _path(given, folder)
+
+
+def _path(given: str, folder: Path) -> str:
+    path = Path(given).expanduser()
+    return str(path if path.is_absolute() else Path(folder, path).resolve())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,45 @@
+"""``preftune check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from preftune.cli.output import print_json
+
+SHOWN_ROWS = 50
+
+EPILOG = """\b
+Examples:
+  preftune check pairs.jsonl
+  preftune check train.jsonl.gz more.parquet --json
+  preftune check odd.csv --format alpaca-preference
+
+Exit code 0 when every row is good, 1 when a row is bad."""
+
+
+@click.command("check", epilog=EPILOG)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "format_name", help="Name the format instead of detecting it; `preftune ls formats` lists them.")
+@click.option("--all", "show_all", is_flag=True, help=f"Print every bad row, not only the first {SHOWN_ROWS}.")
+@click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
+def command(files: tuple[Path, ...], format_name: str | None, show_all: bool, is_json: bool) -> int:
+    """Validate data files: every bad row with its line, field, reason and an excerpt."""
+    from preftune.app.check import check
+
+    report = check([str(file) for file in files], format_name)
+    if is_json:
+        print_json(report.to_dict())
+        return report.exit_code
+    rows = report.bad_rows if show_all else report.bad_rows[:SHOWN_ROWS]
+    for row in rows:
+        where = f"{row.file}:{row.line}"
+        field = f" field {row.field!r}" if row.field else ""
+        excerpt = f"  | {row.excerpt}" if row.excerpt else ""
+        click.echo(f"{where}{field} {row.reason}: {row.detail}{excerpt}")
+    if len(report.bad_rows) > len(rows):
+        click.echo(f"... and {len(report.bad_rows) - len(rows)} more bad rows; --all prints them")
+    for line in report.summary():
+        click.echo(line)
+    return report.exit_code

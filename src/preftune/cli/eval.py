@@ -1,0 +1,37 @@
+"""``preftune eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from preftune.cli.output import ProgressPrinter, print_json
+
+EPILOG = """\b
+Examples:
+  preftune eval runs/recipe-20260101-120000-ab12
+  preftune eval RUN evaluation.prompts=prompts.jsonl evaluation.judge=judge.yaml
+  preftune eval runs/RUN/stages/2-dpo/final --baseline runs/RUN/stages/1-sft/final \\
+      evaluation.prompts=prompts.jsonl evaluation.judge=judge.yaml --json"""
+
+
+@click.command("eval", epilog=EPILOG)
+@click.argument("model")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--baseline", help="Compare against this run, step or folder instead of the model that the last stage started from.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are.")
+@click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
+def command(model: str, overrides: tuple[str, ...], baseline: str | None, output: Path, is_json: bool) -> int:
+    """Prove how much better a run got: win rate on unseen prompts with its interval, and held-out accuracy."""
+    from preftune.app.evaluate import evaluate_run
+    from preftune.app.train import prepare_process
+
+    prepare_process()
+    result = evaluate_run(model, overrides, baseline=baseline, output=output, sink=ProgressPrinter())
+    if is_json:
+        print_json(result.to_dict())
+    else:
+        for line in result.summary():
+            click.echo(line)
+    return 0

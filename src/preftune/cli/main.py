@@ -1,0 +1,110 @@
+"""The command line: verbs are loaded only when called, errors are one line, exit codes mean something.
+
+exit 0 ok, 1 failed, 2 wrong usage, 3 a gate refused, 130 interrupted. stdout is data, stderr is talk.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from preftune import __version__
+from preftune.cli.output import print_error
+from preftune.core.errors import PreftuneError
+
+VERBS = {
+    "demo": "Align the embedded starter model and print the verdict.",
+    "check": "Validate data files: every bad row with line, field and reason.",
+    "plan": "Say what a recipe would do, and refuse what cannot work.",
+    "train": "Train every stage of a recipe.",
+    "run": "Plan, train, evaluate and report in one go.",
+    "eval": "Prove how much better a trained run got, on unseen prompts.",
+    "ls": "List runs, losses, formats, sources or judges.",
+    "show": "Show one run: its stages, metrics, verdict and files.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module only when the verb is called: --help stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of the work."""
+        del ctx
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, or None for an unknown one."""
+        del ctx
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"preftune.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of verbs, from the table above: nothing is imported."""
+        del ctx
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Like click's, with a suggestion for a mistyped verb."""
+        from preftune.core.registry import suggest
+
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            raise click.UsageError(f"no verb {args[0]!r}: {suggest(args[0], list(VERBS))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with `preftune demo`. Each verb has its own --help with examples.",
+)
+@click.version_option(__version__, "--version", prog_name="preftune")
+def cli() -> None:
+    """Preference tuning end to end: pairs in, an aligned model and the proof out."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    is_json = "--json" in given
+    try:
+        result: Any = cli.main(args=given, prog_name="preftune", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except PreftuneError as error:
+        code = print_error(error, error.exit_code, is_json=is_json)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        hint = f"; see `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
+        code = print_error(UserMistake(error.format_message() + hint), 2, is_json=is_json)
+    except (KeyboardInterrupt, click.Abort):
+        code = print_error(UserMistake("interrupted"), 130, is_json=is_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except MemoryError:
+        code = print_error(UserMistake("out of memory; lower tokens_per_pack, or use adapter: lora with dtype: bfloat16"), 1, is_json=is_json)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise
+        code = print_error(UserMistake(_say(error)), 1, is_json=is_json)
+    sys.exit(code)
+
+
+class UserMistake(PreftuneError):
+    """An error of click or of the system in our one-line form."""
+
+
+def _say(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return f"{where}{error.strerror}; free some space and run again with --resume, what was saved before is whole"
+    return f"{where}{error.strerror}; choose a folder that can be written, for instance with output=FOLDER"

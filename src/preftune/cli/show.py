@@ -1,0 +1,31 @@
+"""``preftune show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from preftune.cli.output import print_json
+
+EPILOG = """\b
+Examples:
+  preftune show runs/recipe-20260101-120000-ab12
+  preftune show RUN --json"""
+
+
+@click.command("show", epilog=EPILOG)
+@click.argument("run")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are.")
+@click.option("--json", "is_json", is_flag=True, help="Print everything as JSON.")
+def command(run: str, output: Path, is_json: bool) -> int:
+    """Show one run: its stages, metrics, verdict and files."""
+    from preftune.app.show import show_run
+
+    shown = show_run(run, output)
+    if is_json:
+        print_json(shown.to_dict())
+        return 0
+    for line in shown.summary():
+        click.echo(line)
+    return 0

@@ -1,0 +1,57 @@
+"""``preftune train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from preftune.cli.output import ProgressPrinter, print_json, say
+
+EPILOG = """\b
+Examples:
+  preftune train recipe.yaml
+  preftune train recipe.yaml beta=0.2 lr=1e-5 output=runs
+  preftune train recipe.yaml --dry-run
+  preftune train --resume runs/recipe-20260101-120000-ab12
+
+SIGINT and SIGTERM write a checkpoint first; --resume goes on from it, bit for bit on a CPU."""
+
+
+@click.command("train", epilog=EPILOG)
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped: its folder or name.")
+@click.option("--dry-run", is_flag=True, help="Plan only; train nothing.")
+@click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
+def command(recipe: Path | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, is_json: bool) -> int:
+    """Train every stage of a recipe; each starts from, and is anchored to, the one before."""
+    from preftune.app.plan import plan
+    from preftune.app.recipes import load_recipe
+    from preftune.app.train import prepare_process, resume_run, train
+
+    prepare_process()
+    if resume is not None:
+        if recipe is not None:
+            raise click.UsageError("give a recipe or --resume RUN, not both: a run holds its own recipe")
+        result = resume_run(resume, sink=ProgressPrinter())
+    else:
+        if recipe is None:
+            raise click.UsageError("name a recipe file, or --resume RUN")
+        loaded = load_recipe(recipe, overrides)
+        if dry_run:
+            made = plan(loaded)
+            if is_json:
+                print_json(made.to_dict())
+            else:
+                for line in made.summary():
+                    click.echo(line)
+            made.refuse()
+            return 0
+        result = train(loaded, sink=ProgressPrinter())
+    if is_json:
+        print_json(result.to_dict())
+    else:
+        click.echo(str(result.model))
+        say(f"run {result.run}; `preftune eval {result.run}` proves what it is worth, `preftune show {result.run}` shows it")
+    return 0
