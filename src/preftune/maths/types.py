@@ -20,28 +20,28 @@ Unit: TypeAlias = Literal["pair", "completion", "token"]
 class SequenceLogps:
     """Log-probability of each completion, summed over its scored tokens; ``num_tokens`` counts those."""
 
-    logps: Float[Tensor, "completions"]
-    num_tokens: Int[Tensor, "completions"]
+    logps: Float[Tensor, " completions"]
+    num_tokens: Int[Tensor, " completions"]
 
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
     """Sequence log-probabilities of pairs. Losses without a reference get zeros in the reference fields."""
 
-    policy_chosen: Float[Tensor, "pairs"]
-    policy_rejected: Float[Tensor, "pairs"]
-    reference_chosen: Float[Tensor, "pairs"]
-    reference_rejected: Float[Tensor, "pairs"]
-    chosen_tokens: Int[Tensor, "pairs"]
-    rejected_tokens: Int[Tensor, "pairs"]
+    policy_chosen: Float[Tensor, " pairs"]
+    policy_rejected: Float[Tensor, " pairs"]
+    reference_chosen: Float[Tensor, " pairs"]
+    reference_rejected: Float[Tensor, " pairs"]
+    chosen_tokens: Int[Tensor, " pairs"]
+    rejected_tokens: Int[Tensor, " pairs"]
 
     @property
-    def chosen_logratio(self) -> Float[Tensor, "pairs"]:
+    def chosen_logratio(self) -> Float[Tensor, " pairs"]:
         """log pi(chosen) - log ref(chosen)."""
         return self.policy_chosen - self.reference_chosen
 
     @property
-    def rejected_logratio(self) -> Float[Tensor, "pairs"]:
+    def rejected_logratio(self) -> Float[Tensor, " pairs"]:
         """log pi(rejected) - log ref(rejected)."""
         return self.policy_rejected - self.reference_rejected
 
@@ -54,7 +54,7 @@ class Term:
     ranks), known before the first backward pass: results do not depend on packing or accumulation.
     """
 
-    values: Float[Tensor, "items"]
+    values: Float[Tensor, " items"]
     unit: Unit
 
 
@@ -63,5 +63,5 @@ class LossTerms:
     """What a loss returns: its terms, which the loop adds up, and detached implicit rewards for the metrics."""
 
     terms: Mapping[str, Term]
-    chosen_rewards: Float[Tensor, "pairs"] | None = None
-    rejected_rewards: Float[Tensor, "pairs"] | None = None
+    chosen_rewards: Float[Tensor, " pairs"] | None = None
+    rejected_rewards: Float[Tensor, " pairs"] | None = None
