@@ -1,5 +1,96 @@
-"""preftune: preference tuning end to end on your own machines."""
+"""preftune: preference tuning end to end on your own machines.
+
+>>> import preftune
+>>> examples = preftune.read("pairs.jsonl").examples                                   # doctest: +SKIP
+>>> result = preftune.train(model="starter", method="dpo", beta=0.1, data="pairs.jsonl")  # doctest: +SKIP
+>>> preftune.evaluate(result.run, prompts="prompts.jsonl", judge="judge.yaml").summary()  # doctest: +SKIP
+
+Importing the package imports no torch; the functions do so when they are called.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preftune.app.evaluate import EvaluationResult
+    from preftune.app.train import TrainResult
+    from preftune.core.events import EventSink
+    from preftune.data.pipeline import ReadResult
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "read", "train"]
+
+
+def read(
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    format: str | None = None,  # noqa: A002 -- the word of the recipe and of the command line
+    strict: bool = False,
+) -> ReadResult:
+    """Examples from files, with every row that was left out and why.
+
+    Raises
+        InputError: a file cannot be read at all, or a row is bad and ``strict`` is set.
+    """
+    from preftune.data.pipeline import read_examples
+
+    given = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
+    return read_examples([str(path) for path in given], format=format, strict=strict)
+
+
+def train(
+    recipe: str | PathLike[str] | Mapping[str, Any] | None = None, *, sink: EventSink | None = None, **keys: Any
+) -> TrainResult:
+    """Train a recipe: a file, a mapping, or its keys as keyword arguments; all three are the same thing.
+
+    Parameters
+        recipe: a YAML file or a mapping; keyword arguments are laid over it.
+        sink: takes the events of the run; silent by default.
+        keys: recipe keys, such as ``model="starter", method="dpo", beta=0.1, data="pairs.jsonl"``.
+
+    Raises
+        RecipeError: an unknown key or a value out of range.
+        Blocked: preflight refuses; ``findings`` says what and the way out.
+    """
+    from pathlib import Path
+
+    from preftune.app.recipes import make_recipe, read_mapping
+    from preftune.app.train import train as train_recipe
+    from preftune.core.events import ignore
+
+    given: dict[str, Any] = {}
+    folder = Path.cwd()
+    if isinstance(recipe, Mapping):
+        given = dict(recipe)
+    elif recipe is not None:
+        given, folder = read_mapping(Path(recipe)), Path(recipe).resolve().parent
+        given.setdefault("name", Path(recipe).stem)
+    return train_recipe(make_recipe({**given, **keys}, folder), sink or ignore)
+
+
+def evaluate(
+    model: str | PathLike[str],
+    *,
+    baseline: str | PathLike[str] | None = None,
+    sink: EventSink | None = None,
+    output: str | PathLike[str] = "runs",
+    **keys: Any,
+) -> EvaluationResult:
+    """The win rate of a run or model on unseen prompts, with its interval, and the report.
+
+    Parameters
+        model: a run, ``RUN@STEP`` or a model folder.
+        baseline: what to compare with; by default the model that the run's last stage started from.
+        keys: keys of the recipe's ``evaluation`` section, such as ``prompts="p.jsonl", judge="judge.yaml"``.
+    """
+    from pathlib import Path
+
+    from preftune.app.evaluate import evaluate_with
+    from preftune.core.events import ignore
+
+    return evaluate_with(
+        str(model), keys, baseline=None if baseline is None else str(baseline), output=Path(output), sink=sink or ignore
+    )

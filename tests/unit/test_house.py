@@ -39,7 +39,12 @@ def test_a_planted_upward_import_is_caught(tmp_path):
     planted.write_text(planted.read_text(encoding="utf-8") + "\nimport preftune.app.context\n", encoding="utf-8")
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run(
-        [linter, "--no-cache"], cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(tmp_path / "src")}
+        [linter, "--no-cache"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(tmp_path / "src")},
     )
     assert done.returncode != 0
     assert "preftune.core.ids -> preftune.app.context" in done.stdout
@@ -90,9 +95,11 @@ def test_public_things_have_docstrings():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if ast.get_docstring(tree) is None:
             bare.append(f"{path.relative_to(ROOT)}: module")
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and ast.get_docstring(node) is None:
-                bare.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+        bare.extend(
+            f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+            for node in tree.body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node)
+        )
     assert not bare, "\n".join(bare)
 
 
@@ -104,7 +111,12 @@ def test_nothing_unfinished_or_private_is_committed(word):
     hits = []
     for name in tracked:
         path = ROOT / name
-        if not name or path.suffix in {".safetensors", ".png", ".parquet", ".gz"} or not path.is_file() or name == "tests/unit/test_house.py":
+        if (
+            not name
+            or path.suffix in {".safetensors", ".png", ".parquet", ".gz"}
+            or not path.is_file()
+            or name == "tests/unit/test_house.py"
+        ):
             continue
         if word in path.read_text(encoding="utf-8", errors="replace"):
             hits.append(name)

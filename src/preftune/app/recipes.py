@@ -74,7 +74,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or _first_line(error)
         raise InputError(f"{path}{where}: not YAML: {problem}; check the indentation and quotes there") from None
     if not isinstance(given, dict):
-        raise InputError(f"{path}: {'is empty' if given is None else 'holds no mapping'}; a recipe is keys and values, such as model: starter")
+        raise InputError(
+            f"{path}: {'is empty' if given is None else 'holds no mapping'}; a recipe is keys and values, such as model: starter"
+        )
     return given
 
 

@@ -1,11 +1,11 @@
 """The run folder: the truth of a run. Created once, its status rewritten atomically, read back by every verb.
 
-    RUN/recipe.yaml        the resolved recipe
-    RUN/run.json           id, status, stages
-    RUN/events.jsonl       what was said while it ran
-    RUN/excluded.jsonl     rows that were left out, each with its reason
-    RUN/stages/1-sft/      metrics.jsonl, checkpoints/step-000010/, final/ (a model folder)
-    RUN/evaluation/        report.json, report.md, report.html, completions.jsonl
+RUN/recipe.yaml        the resolved recipe
+RUN/run.json           id, status, stages
+RUN/events.jsonl       what was said while it ran
+RUN/excluded.jsonl     rows that were left out, each with its reason
+RUN/stages/1-sft/      metrics.jsonl, checkpoints/step-000010/, final/ (a model folder)
+RUN/evaluation/        report.json, report.md, report.html, completions.jsonl
 """
 
 from __future__ import annotations
@@ -110,7 +110,11 @@ def find_model(given: str, output: Path) -> Path:
         return path
     if (path / "model").is_dir() and (path / "manifest.json").is_file():
         return path / "model"
-    stages = [path] if (path / "checkpoints").is_dir() or (path / "final").is_dir() else sorted((path / "stages").glob("*"), key=_stage_number)
+    stages = (
+        [path]
+        if (path / "checkpoints").is_dir() or (path / "final").is_dir()
+        else sorted((path / "stages").glob("*"), key=_stage_number)
+    )
     if step:
         return _find_step(given, stages, step)
     for stage in reversed(stages):

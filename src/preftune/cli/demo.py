@@ -17,7 +17,13 @@ Trains on the package's own starter model and pairs: no download, no GPU, a few 
 
 
 @click.command("demo", epilog=EPILOG)
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Folder for the run.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder for the run.",
+)
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
 def command(output: Path, is_json: bool) -> int:
     """Align the embedded starter model: SFT, then DPO against its frozen copy, then the proof."""

@@ -19,8 +19,12 @@ Examples:
 @click.command("eval", epilog=EPILOG)
 @click.argument("model")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--baseline", help="Compare against this run, step or folder instead of the model that the last stage started from.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are.")
+@click.option(
+    "--baseline", help="Compare against this run, step or folder instead of the model that the last stage started from."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are."
+)
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
 def command(model: str, overrides: tuple[str, ...], baseline: str | None, output: Path, is_json: bool) -> int:
     """Prove how much better a run got: win rate on unseen prompts with its interval, and held-out accuracy."""

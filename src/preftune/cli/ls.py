@@ -18,7 +18,9 @@ Examples:
 
 @click.command("ls", epilog=EPILOG)
 @click.argument("kind", type=click.Choice(KINDS), default="runs")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are."
+)
 @click.option("--json", "is_json", is_flag=True, help="Print the list as JSON.")
 def command(kind: str, output: Path, is_json: bool) -> int:
     """List runs (the default), losses, formats, sources or judges."""

@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:
-        code = print_error(UserMistake("out of memory; lower tokens_per_pack, or use adapter: lora with dtype: bfloat16"), 1, is_json=is_json)
+        code = print_error(
+            UserMistake("out of memory; lower tokens_per_pack, or use adapter: lora with dtype: bfloat16"), 1, is_json=is_json
+        )
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM}:
             raise

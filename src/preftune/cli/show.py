@@ -16,7 +16,9 @@ Examples:
 
 @click.command("show", epilog=EPILOG)
 @click.argument("run")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are."
+)
 @click.option("--json", "is_json", is_flag=True, help="Print everything as JSON.")
 def command(run: str, output: Path, is_json: bool) -> int:
     """Show one run: its stages, metrics, verdict and files."""

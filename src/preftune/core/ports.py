@@ -31,9 +31,7 @@ class ChatTokenizer(Protocol):
     def identity(self) -> str:
         """Digest of vocabulary, special tokens and chat template."""
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The chat template's text for these turns."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -47,7 +47,10 @@ def test_top_level_stage_keys_are_defaults_and_the_stage_wins():
         ({"model": "m", "method": "dpo", "lora": {"rnk": 3}}, "lora.rnk': did you mean 'rank'"),
         ({"model": "m", "method": "dpo", "loss": {"bta": 3}}, "no option 'bta': did you mean 'beta'"),
         ({"model": "m", "method": "dpo", "epochs": -1}, "stages.0.epochs: Input should be greater than 0, got -1"),
-        ({"model": "m", "evaluation": {"prompts": "p", "judge": "j", "decodng": {}}}, "evaluation.decodng': did you mean 'decoding'"),
+        (
+            {"model": "m", "evaluation": {"prompts": "p", "judge": "j", "decodng": {}}},
+            "evaluation.decodng': did you mean 'decoding'",
+        ),
         ({"method": "dpo"}, "model is missing"),
         ({"model": "m", "stages": []}, "stages is empty"),
         ({"model": "m", "stages": [{"name": "a/b"}]}, "stage name 'a/b'"),

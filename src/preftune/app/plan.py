@@ -1,0 +1,220 @@
+"""Read, tokenise and check everything that a recipe names, before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preftune.app.runs import find_model
+from preftune.core.errors import Blocked, Finding, InputError, PreftuneError
+from preftune.core.events import EventSink, Progress, ignore
+from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, StageConfig
+from preftune.core.records import Example, Excluded, Messages, TokenisedExample
+
+DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class StageData:
+    """What a stage trains on: tokenised examples, and the account of the rows that were left out."""
+
+    train: list[TokenisedExample]
+    select: list[TokenisedExample]
+    excluded: list[Excluded]
+    counts: dict[str, int]
+    formats: dict[str, str]
+    audit: dict[str, Any]
+    prompts: list[str]
+    has_chat_rows: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe with its data at hand and every finding about it."""
+
+    recipe: Recipe
+    stages: list[StageData]
+    findings: list[Finding]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def blockers(self) -> list[Finding]:
+        """What would stop the run."""
+        return [one for one in self.findings if one.level == "blocker"]
+
+    def refuse(self) -> None:
+        """Raise Blocked if anything would stop the run."""
+        if self.blockers:
+            raise Blocked(self.blockers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "findings": [
+                {"level": one.level, "code": one.code, "fact": one.fact, "way_out": one.way_out} for one in self.findings
+            ],
+            "facts": self.facts,
+            "stages": [self._stage_facts(*both) for both in zip(self.recipe.stages, self.stages, strict=False)],
+        }
+
+    def summary(self) -> list[str]:
+        """What a person reads."""
+        lines = [f"model {self.recipe.model.name}" + "".join(f", {key} {value}" for key, value in self.facts.items())]
+        for config, data in zip(self.recipe.stages, self.stages, strict=False):
+            facts = self._stage_facts(config, data)
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(data.counts.items()))
+            lines.append(
+                f"stage {config.name}: {config.method}, {config.adapter}, {facts['train']} examples to train, "
+                f"{facts['select']} held out, {facts['steps']} steps of {config.pairs_per_step}, {facts['tokens']:,} tokens an epoch"
+                + (f"; left out: {reasons}" if reasons else "")
+            )
+        return lines
+
+    @staticmethod
+    def _stage_facts(config: StageConfig, data: StageData) -> dict[str, Any]:
+        from preftune.training.optim import num_steps_of
+
+        return {
+            "name": config.name,
+            "method": config.method,
+            "adapter": config.adapter,
+            "train": len(data.train),
+            "select": len(data.select),
+            "steps": num_steps_of(config, len(data.train)),
+            "tokens": sum(example.num_tokens for example in data.train),
+            "left_out": data.counts,
+            "formats": data.formats,
+            "audit": data.audit,
+        }
+
+
+def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
+    """Everything that can be known before training: the data as tokens, and findings with their ways out."""
+    from preftune.modeling.load import load_tokenizer
+    from preftune.training.preflight import check_model, check_stage
+
+    findings: list[Finding] = []
+    start = start_model(recipe, recipe.stages[0], recipe.model)
+    try:
+        tokenizer = load_tokenizer(start)
+    except PreftuneError as error:
+        way_out = "name a folder that holds a model, a hub id that this machine can reach, or model: starter"
+        return Plan(recipe, [], [Finding("blocker", "no_model", str(error), way_out)])
+    findings += check_model(start.name)
+    stages: list[StageData] = []
+    for index, config in enumerate(recipe.stages):
+        sink(Progress(f"reading {config.name}", index, len(recipe.stages)))
+        try:
+            data = read_stage(recipe, config, tokenizer, limit_of(config.data, tokenizer.max_positions))
+        except InputError as error:
+            findings.append(
+                Finding(
+                    "blocker",
+                    "unreadable_data",
+                    f"stage {config.name}: {error}",
+                    "name a readable file, `preftune check` says more",
+                )
+            )
+            continue
+        stages.append(data)
+        findings += check_stage(config, data, has_chat_template=tokenizer.has_chat_template)
+    sink(Progress("reading", len(recipe.stages), len(recipe.stages)))
+    if recipe.evaluation is not None:
+        findings += _check_evaluation(recipe.evaluation, stages)
+    return Plan(recipe, stages, findings, {"positions": tokenizer.max_positions})
+
+
+def start_model(recipe: Recipe, config: StageConfig, before: ModelConfig) -> ModelConfig:
+    """The model that a stage starts from: its checkpoint if it names one, else the model before it."""
+    if config.from_checkpoint is None:
+        return before
+    folder = find_model(config.from_checkpoint, Path(recipe.output))
+    return before.model_copy(update={"name": str(folder), "revision": None})
+
+
+def limit_of(data: DataConfig | None, max_positions: int | None) -> int:
+    """The length limit of a row in tokens."""
+    asked = data.max_length if data is not None and data.max_length is not None else DEFAULT_MAX_LENGTH
+    return asked if max_positions is None else min(asked, max_positions)
+
+
+def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: int) -> StageData:
+    """Read, split and tokenise the data of a stage; every row left out is accounted for."""
+    from preftune.data.audit import audit_lengths
+    from preftune.data.pipeline import read_examples
+    from preftune.data.split import split_by_prompt
+    from preftune.data.tokenize import tokenise
+    from preftune.maths.losses.base import losses
+
+    data = config.data
+    if data is None:
+        return StageData([], [], [], {}, {}, {}, [], has_chat_rows=False)
+    read = read_examples(data.train, format=data.format, strict=data.strict, limit=data.limit)
+    examples, excluded, formats = read.examples, list(read.excluded), dict(read.formats)
+    held_out: list[Example] = []
+    if isinstance(data.select, str):
+        other = read_examples([data.select], format=data.format, strict=data.strict)
+        held_out, excluded = other.examples, excluded + other.excluded
+        formats.update(other.formats)
+    elif data.select > 0:
+        examples, held_out = split_by_prompt(examples, data.select, recipe.seed)
+    has_chat_rows = any(example.style == "chat" for example in examples)
+    if has_chat_rows and not tokenizer.has_chat_template:
+        return StageData([], [], excluded, {}, formats, {}, [], has_chat_rows=True)
+    view = losses.factory(config.method).view
+    train = tokenise(examples, tokenizer, view=view, max_length=max_length, too_long=data.too_long)
+    select = tokenise(held_out, tokenizer, view=view, max_length=max_length, too_long=data.too_long)
+    excluded += train.excluded + select.excluded
+    notes = Counter(train.counts) + Counter(select.counts)
+    counts = Counter(row.reason for row in excluded)
+    counts.update({key: value for key, value in notes.items() if key not in counts})
+    return StageData(
+        train=train.examples,
+        select=select.examples,
+        excluded=excluded,
+        counts=dict(counts),
+        formats=formats,
+        audit=audit_lengths(examples),
+        prompts=[example.prompt_text for example in examples],
+        has_chat_rows=has_chat_rows,
+    )
+
+
+def read_verdict_prompts(evaluation: EvaluationConfig) -> list[Messages]:
+    """The prompts of the evaluation, at most ``limit`` of them, in the file's order."""
+    from preftune.data.pipeline import read_prompts
+
+    prompts = [row.prompt for row in read_prompts(evaluation.prompts)]
+    return prompts if evaluation.limit is None else prompts[: evaluation.limit]
+
+
+def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData]) -> list[Finding]:
+    """Blockers of the evaluation: unreadable prompts or judge, prompts that were trained on, a judge that made the pairs."""
+    from preftune.data.split import leaks
+    from preftune.judging.rules import independence, load_judge
+    from preftune.training.preflight import check_leaks
+
+    findings: list[Finding] = []
+    try:
+        prompts = ["\n".join(message.content for message in prompt) for prompt in read_verdict_prompts(evaluation)]
+        judge = load_judge(evaluation.judge)
+        pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge)
+    except PreftuneError as error:
+        return [Finding("blocker", "unreadable_evaluation", str(error), "mend the evaluation section of the recipe")]
+    for config_index, data in enumerate(stages):
+        found = leaks(data.prompts, prompts)
+        findings += check_leaks(found, f"stage {config_index + 1}'s training data", "the verdict prompts")
+    if pairs_judge is not None:
+        shared = independence(pairs_judge, judge)
+        if shared:
+            fact = (
+                f"the judge of the result shares {len(shared)} words with the judge that made the pairs ({', '.join(shared[:5])})"
+            )
+            findings.append(
+                Finding("blocker", "judge_not_independent", fact, "judge the result by other words, or drop pairs_judge")
+            )
+    return findings

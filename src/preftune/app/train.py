@@ -1,0 +1,160 @@
+"""Train every stage of a recipe; each starts from, and is anchored to, the one before."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.app.context import Context
+from preftune.app.plan import Plan, StageData, plan, start_model
+from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
+from preftune.app.runs import RunFolder
+from preftune.core.errors import Interrupted, PreftuneError
+from preftune.core.events import Event, EventSink, Noted, ignore
+from preftune.core.files import append_jsonl, write_bytes, write_json
+from preftune.core.recipe import ModelConfig, Recipe, StageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A trained run: its folder, the final model, and what each stage reached."""
+
+    run: Path
+    model: Path
+    baseline: str
+    stages: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {"run": str(self.run), "model": str(self.model), "baseline": self.baseline, "stages": self.stages}
+
+
+def prepare_process() -> None:
+    """Settings of a process that preftune itself started to train: the allocator, quiet libraries (docs/adr/0009)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from preftune.training.devices import set_allocator
+
+    if os.environ.get("PREFTUNE_ALLOCATOR", "on") != "off":
+        set_allocator()
+
+
+def train(recipe: Recipe, sink: EventSink = ignore, context: Context | None = None) -> TrainResult:
+    """Plan and train a recipe in a new run folder.
+
+    Raises
+        Blocked: preflight refuses; nothing was written.
+        Interrupted: SIGINT or SIGTERM; a checkpoint was written, ``resume_run`` goes on from it.
+    """
+    made = plan(recipe, sink)
+    made.refuse()
+    run = RunFolder.create(Path(recipe.output), recipe.name or "run")
+    save_recipe(recipe, run.recipe_path)
+    return _train_stages(made, run, sink, context or Context.from_environment(), is_resumed=False)
+
+
+def resume_run(given: str, sink: EventSink = ignore, context: Context | None = None, output: Path = Path("runs")) -> TrainResult:
+    """Go on with a run that was stopped, from its last whole checkpoint; stages that finished are not repeated."""
+    run = RunFolder.open(given, output)
+    recipe = load_recipe(run.recipe_path)
+    made = plan(recipe, sink)
+    made.refuse()
+    return _train_stages(made, run, sink, context or Context.from_environment(), is_resumed=True)
+
+
+def _train_stages(made: Plan, run: RunFolder, sink: EventSink, context: Context, *, is_resumed: bool) -> TrainResult:
+    def tell(event: Event, /) -> None:
+        if isinstance(event, Noted):
+            append_jsonl(run.path / "events.jsonl", {"level": event.level, "code": event.code, "message": event.message})
+        sink(event)
+
+    for finding in made.findings:
+        tell(Noted(finding.level, finding.code, f"{finding.fact}; {finding.way_out}"))
+    excluded = [
+        _json_line({"stage": config.name, **row.to_dict()})
+        for config, data in zip(made.recipe.stages, made.stages, strict=True)
+        for row in data.excluded
+    ]
+    write_bytes(run.path / "excluded.jsonl", b"".join(excluded))
+    run.update({"status": "running", "error": None})
+    before = made.recipe.model
+    baseline = before.name
+    summaries: list[dict[str, Any]] = []
+    records = run.read()["stages"]
+    try:
+        for index, (config, data) in enumerate(zip(made.recipe.stages, made.stages, strict=True)):
+            start = start_model(made.recipe, config, before)
+            baseline = start.name
+            record = records[index] if index < len(records) else {}
+            if record.get("status") == "succeeded":
+                summary = record
+            else:
+                summary = _train_stage(made.recipe, index, config, data, start, run, tell, context, is_resumed=is_resumed)
+            summaries.append(summary)
+            before = start.model_copy(update={"name": str(run.path / summary["final"]), "revision": None})
+    except Interrupted:
+        run.update({"status": "interrupted"})
+        raise
+    except BaseException as error:
+        run.update({"status": "failed", "error": _one_line(error)})
+        raise
+    run.update({"status": "succeeded", "model": str(Path(summaries[-1]["final"])), "baseline": baseline})
+    return TrainResult(run.path, Path(before.name), baseline, summaries)
+
+
+def _train_stage(
+    recipe: Recipe, index: int, config: StageConfig, data: StageData, start: ModelConfig, run: RunFolder, sink: EventSink,
+    context: Context, *, is_resumed: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Train one stage and keep its record in ``run.json``."""
+    from preftune.modeling.load import load_model
+    from preftune.training.devices import choose_precision
+    from preftune.training.loop import run_stage
+    from preftune.training.state import StagePlan
+
+    folder = run.stage_folder(index, config.name)
+    facts = {"name": config.name, "method": config.method, "adapter": config.adapter, "start": start.name}
+    run.update_stage(index, {**facts, "status": "running"})
+    write_json(folder / "data.json", {"counts": data.counts, "formats": data.formats, "audit": data.audit,
+                                      "train": len(data.train), "select": len(data.select)})  # fmt: skip
+    precision = choose_precision(start.dtype, config.adapter)
+    result = run_stage(
+        StagePlan(
+            config=config,
+            loaded=load_model(start, precision=precision),
+            train=data.train,
+            select=data.select,
+            folder=folder,
+            seed=recipe.seed,
+            recipe_digest=recipe_digest(recipe, config),
+            cache_folder=context.reference_cache,
+            resume=is_resumed,
+        ),
+        sink,
+    )
+    summary = {
+        **facts,
+        "status": "succeeded",
+        "final": str(result.final.relative_to(run.path)),
+        "steps": result.steps,
+        "metrics": dict(result.metrics),
+        "precision": precision,
+        "reference_forwards": result.reference_forwards,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "seconds": result.seconds,
+    }
+    run.update_stage(index, summary)
+    return summary
+
+
+def _json_line(row: dict[str, Any]) -> bytes:
+    import json
+
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, PreftuneError) else f"{type(error).__name__}: {text}"
