@@ -1,0 +1,1 @@
+"""Schemas: one file per format; each turns a row into an ``Example``."""

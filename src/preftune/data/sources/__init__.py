@@ -1,0 +1,1 @@
+"""Containers: one file per kind of file; each yields ``(line, row)``."""
