@@ -1,1 +1,1 @@
-"""Transformers and PEFT live here and nowhere else."""
+"""Models: the only room that knows transformers and PEFT. Loading, adapters, the forward pass, its cache, generation."""

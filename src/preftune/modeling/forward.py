@@ -1,0 +1,199 @@
+"""The only way from a pack to log-probabilities, for policy and reference alike.
+
+Where the model allows it (:mod:`preftune.modeling.sharing`) a pack runs as one row in which every prompt stands once.
+Everywhere else each completion runs as a row of its own, without padding, through the model's own attention. Both give
+the same numbers in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy.typing as npt
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from preftune.data.pack import Pack
+from preftune.maths.types import SequenceLogps
+from preftune.modeling.attention import (
+    SHARED,
+    Call,
+    CannotShare,
+    PairLayout,
+    attention_name,
+    plain_attention,
+    plain_name,
+    use_attention,
+)
+from preftune.modeling.head import HeadSpec, head_spec, token_logps
+from preftune.modeling.sharing import probe_pack, trace_fault, why_not_shared
+
+# nats on the probe, (mean, maximum): rounding reaches these at most, a wrong mask or head exceeds them
+TOLERANCE = {torch.float64: (1e-4, 1e-3), torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.5), torch.float16: (0.05, 0.25)}
+
+
+class Scorer:
+    """Per-token log-probabilities of completions under a causal language model.
+
+    Built once per model: a probe of about forty tokens compares the packed path and the fused head with plain rows
+    and the model's own logits, and takes the slower path where they differ. Weights may change afterwards, adapters
+    may be switched, the model may be moved.
+
+    Parameters
+        model: a causal LM, with or without adapters.
+        shared: ``auto`` shares prefixes where possible, True insists on it, False never does.
+        head_chunk: tokens whose logits exist at one time; None chooses by the size of the vocabulary.
+
+    Attributes
+        is_shared: whether prefixes are shared. reason: why not, in one sentence ("" where they are).
+        kernel: a name for the arithmetic, part of the reference's identity.
+
+    Raises
+        CannotShare: ``shared=True`` and the model cannot.
+    """
+
+    def __init__(self, model: nn.Module, *, shared: bool | Literal["auto"] = "auto", head_chunk: int | None = None) -> None:
+        self.model = model
+        self._base = base_of(model)
+        self._spec: HeadSpec | None = head_spec(self._base, head_chunk)
+        self.is_shared = False
+        self.reason = "switched off" if shared is False else ""
+        self._prepare(is_wanted=shared is not False)
+        if shared is True and not self.is_shared:
+            raise CannotShare(f"{type(self._base).__name__} cannot share prefixes: {self.reason}")
+
+    @property
+    def kernel(self) -> str:
+        """Layout, attention and head in words: ``shared/preftune_shared/fused`` or ``rows/sdpa/logits``."""
+        layout = f"shared/{SHARED}" if self.is_shared else f"rows/{plain_name(self._base)}"
+        return f"{layout}/{'logits' if self._spec is None else 'fused'}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self._base.parameters()).device
+
+    def token_logps(self, pack: Pack) -> Tensor:
+        """log p of every scored token, in the order of ``pack.targets``: (targets,) nats, float32, with graph if enabled."""
+        if len(pack.targets) == 0:
+            return torch.zeros(0, device=self.device)
+        if self.is_shared:
+            if attention_name(self._base) != SHARED:  # somebody else switched it
+                use_attention(self._base, SHARED)
+            return self._shared_row(pack, None)
+        with plain_attention(self._base):
+            return self._rows(pack)
+
+    def sequence_logps(self, pack: Pack) -> SequenceLogps:
+        """Log-probability of each completion, summed over its scored tokens in float32, and their number."""
+        logps = self.token_logps(pack)
+        sums = torch.zeros(pack.num_completions, dtype=logps.dtype, device=logps.device)
+        sums = sums.index_add(0, self._tensor(pack.segments), logps)
+        return SequenceLogps(sums, self._tensor(pack.num_tokens))
+
+    def _shared_row(self, pack: Pack, trace: list[Call] | None) -> Tensor:
+        extras = {
+            "position_ids": self._tensor(pack.positions)[None],
+            "pair_layout": PairLayout(pack.groups, trace),
+        }
+        rows, targets = self._tensor(pack.rows), self._tensor(pack.targets)
+        return self._score(self._tensor(pack.ids)[None], rows, targets, extras)
+
+    def _rows(self, pack: Pack) -> Tensor:
+        """One row a completion; hidden states are gathered so that the head runs once."""
+        parts = []
+        at = 0
+        for example in pack.examples:
+            for completion in example.completions:
+                count = completion.num_scored
+                if count:
+                    ids = torch.tensor([[*example.prompt_ids, *completion.ids]], device=self.device)
+                    first = len(example.prompt_ids) - 1
+                    rows = torch.tensor([first + i for i, scored in enumerate(completion.scored) if scored], device=self.device)
+                    targets = self._tensor(pack.targets[at : at + count])
+                    parts.append(self._score(ids, rows, targets, {}))
+                at += count
+        return torch.cat(parts)
+
+    def _score(self, ids: Tensor, rows: Tensor, targets: Tensor, extras: dict[str, Any]) -> Tensor:
+        base = self._base
+        if self._spec is None:
+            logits = base(input_ids=ids, use_cache=False, **extras).logits[0]
+            picked = logits.index_select(0, rows)
+            picked = picked if picked.dtype == torch.float64 else picked.float()
+            return cast(Tensor, torch.log_softmax(picked, -1).gather(1, targets[:, None]).squeeze(1))
+        hidden = base.base_model(input_ids=ids, use_cache=False, **extras).last_hidden_state[0]
+        # index_select, because the backward of h[rows] adds in any order where a row is used twice
+        return token_logps(hidden.index_select(0, rows), output_head(base), targets, self._spec)
+
+    def _prepare(self, *, is_wanted: bool) -> None:
+        """Compare head and layout with the model's own logits on plain rows; keep what agrees."""
+        base = self._base
+        was_training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        pack = probe_pack(base)
+        try:
+            with torch.no_grad(), plain_attention(base):
+                fused, self._spec = self._spec, None
+                expected = self._rows(pack)
+                if _has_plain_layout(base):
+                    self._spec = fused
+                    if not self._agrees(self._rows(pack), expected):
+                        self._spec = None
+            if is_wanted:
+                self.reason = self._try_sharing(pack, expected)
+                self.is_shared = not self.reason
+        finally:
+            for module in was_training:
+                module.training = True
+
+    def _try_sharing(self, pack: Pack, expected: Tensor) -> str:
+        """The empty string where packed rows agree with plain ones, else what went wrong."""
+        base = self._base
+        reasons = why_not_shared(base)
+        if reasons:
+            return "; ".join(reasons)
+        before = attention_name(base)
+        trace: list[Call] = []
+        try:
+            use_attention(base, SHARED)
+            with torch.no_grad():
+                got = self._shared_row(pack, trace)
+            fault = trace_fault(base, trace)
+            if fault is None and not self._agrees(got, expected):
+                fault = f"packed log-probs differ from plain ones by {(got - expected).abs().max():.2g} nats on a probe"
+        except CannotShare as error:
+            fault = str(error)
+        if fault is not None:
+            base.set_attn_implementation(before)
+        return fault or ""
+
+    def _agrees(self, got: Tensor, expected: Tensor) -> bool:
+        mean, most = TOLERANCE[self._base.dtype]
+        gap = (got - expected).abs()
+        return bool(gap.mean() <= mean and gap.max() <= most)
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, adapters or not."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def output_head(base: PreTrainedModel) -> nn.Module:
+    """The module that turns hidden states into logits."""
+    return cast(nn.Module, base.get_output_embeddings())  # type: ignore[no-untyped-call]
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep only layer inputs for backward and compute the rest again: less memory, about a third more time."""
+    base_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _has_plain_layout(base: PreTrainedModel) -> bool:
+    """Whether the model is a body that returns hidden states and a head that is one module."""
+    return base.base_model is not base and base.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
