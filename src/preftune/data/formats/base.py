@@ -22,7 +22,9 @@ ROWS_LOOKED_AT = 100
 class Format(Protocol):
     """Reads one schema. ``style`` forces raw text or chat where the schema leaves it open."""
 
-    style: Style | None
+    @property
+    def style(self) -> Style | None:
+        """``text`` or ``chat`` where the user forced one."""
 
     def matches(self, row: Row) -> bool:
         """Whether the row has the fields of this format; says nothing of their content."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,8 +105,9 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The text that both sides begin with up to its last blank, so that no word is cut; and what is left of each."""
     if chosen == rejected:
         raise BadRow("identical", "chosen and rejected are the same", field="rejected")
-    common = os.path.commonprefix([chosen, rejected])
-    size = len(common)
+    pairs = zip(chosen, rejected, strict=False)
+    size = next((place for place, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(chosen), len(rejected)))
+    common = chosen[:size]
     while size and not common[size - 1].isspace():
         size -= 1
     if common[size - 1 : size] == " ":

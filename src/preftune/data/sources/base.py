@@ -61,7 +61,7 @@ def source_for(path: Path) -> tuple[str, Source]:
     suffix = suffixes[-1] if suffixes else ""
     known = {ending: name for name in sources.names() for ending in sources.factory(name).suffixes}
     name = known.get(suffix)
-    if name in {"parquet", "csv"}:
+    if name is not None and name not in {"json", "jsonl"}:
         with reading(path) as file:
             if not file.read(1):
                 raise InputError(f"{path} is empty")
@@ -74,8 +74,6 @@ def source_for(path: Path) -> tuple[str, Source]:
         raise InputError(f"{path} is UTF-16; save it as UTF-8")
     if head.startswith(b"PAR1"):
         return "parquet", sources.build("parquet")
-    if name not in {None, "json", "jsonl"}:
-        return cast(str, name), sources.build(cast(str, name))
     if name is None and head.replace(BOM, b"").lstrip()[:1] not in {b"[", b"{"}:
         raise InputError(
             f"{path}: unknown kind of file {suffix!r}; there is {', '.join(sorted(known))}, the text ones also .gz, .zst"
