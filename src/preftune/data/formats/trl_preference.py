@@ -9,6 +9,7 @@ from typing import Any
 from preftune.core.errors import BadRow
 from preftune.core.records import Example, Messages, Provenance
 from preftune.data.formats.base import Row, Style, formats, has
+from preftune.data.formats.hh_rlhf import HhRlhf
 from preftune.data.formats.pairs import chat_pair, refuse_text, text_pair
 from preftune.data.formats.turns import assistant, text_field, tools_of, turns, user
 
@@ -27,8 +28,10 @@ class TrlPreference:
     style: Style | None = None
 
     def matches(self, row: Row) -> bool:
-        """Has chosen and rejected, and no field of a richer format."""
-        return has(row, "chosen", "rejected") and not any(has(row, key) for key in ("instruction", "messages", "conversations"))
+        """Has chosen and rejected, and nothing that belongs to a richer format."""
+        if not has(row, "chosen", "rejected") or HhRlhf().matches(row):
+            return False
+        return not any(has(row, key) for key in ("instruction", "messages", "conversations"))
 
     def read(self, row: Row, provenance: Provenance) -> Example:
         """The pair in a row."""
