@@ -94,13 +94,13 @@ class Plan:
 
 def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
     """Everything that can be known before training: the data as tokens, and findings with their ways out."""
-    from preftune.modeling.load import load_tokenizer
+    from preftune.modeling.load import load_tokenizer, read_max_positions
     from preftune.training.preflight import check_model, check_stage
 
     findings: list[Finding] = []
     start = start_model(recipe, recipe.stages[0], recipe.model)
     try:
-        tokenizer = load_tokenizer(start)
+        tokenizer, max_positions = load_tokenizer(start), read_max_positions(start)
     except PreftuneError as error:
         way_out = "name a folder that holds a model, a hub id that this machine can reach, or model: starter"
         return Plan(recipe, [], [Finding("blocker", "no_model", str(error), way_out)])
@@ -109,7 +109,7 @@ def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
     for index, config in enumerate(recipe.stages):
         sink(Progress(f"reading {config.name}", index, len(recipe.stages)))
         try:
-            data = read_stage(recipe, config, tokenizer, limit_of(config.data, tokenizer.max_positions))
+            data = read_stage(recipe, config, tokenizer, limit_of(config.data, max_positions))
         except InputError as error:
             findings.append(
                 Finding(
@@ -125,7 +125,7 @@ def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
     sink(Progress("reading", len(recipe.stages), len(recipe.stages)))
     if recipe.evaluation is not None:
         findings += _check_evaluation(recipe.evaluation, stages)
-    return Plan(recipe, stages, findings, {"positions": tokenizer.max_positions})
+    return Plan(recipe, stages, findings, {"positions": max_positions})
 
 
 def start_model(recipe: Recipe, config: StageConfig, before: ModelConfig) -> ModelConfig:
@@ -136,10 +136,10 @@ def start_model(recipe: Recipe, config: StageConfig, before: ModelConfig) -> Mod
     return before.model_copy(update={"name": str(folder), "revision": None})
 
 
-def limit_of(data: DataConfig | None, max_positions: int | None) -> int:
+def limit_of(data: DataConfig | None, max_positions: int) -> int:
     """The length limit of a row in tokens."""
     asked = data.max_length if data is not None and data.max_length is not None else DEFAULT_MAX_LENGTH
-    return asked if max_positions is None else min(asked, max_positions)
+    return min(asked, max_positions)
 
 
 def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: int) -> StageData:
@@ -153,11 +153,11 @@ def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: 
     data = config.data
     if data is None:
         return StageData([], [], [], {}, {}, {}, [], has_chat_rows=False)
-    read = read_examples(data.train, format=data.format, strict=data.strict, limit=data.limit)
+    read = read_examples(data.train, format=data.format, style=data.style, strict=data.strict, limit=data.limit)
     examples, excluded, formats = read.examples, list(read.excluded), dict(read.formats)
     held_out: list[Example] = []
     if isinstance(data.select, str):
-        other = read_examples([data.select], format=data.format, strict=data.strict)
+        other = read_examples([data.select], format=data.format, style=data.style, strict=data.strict)
         held_out, excluded = other.examples, excluded + other.excluded
         formats.update(other.formats)
     elif data.select > 0:

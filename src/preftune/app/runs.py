@@ -33,7 +33,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, output: Path, name: str) -> RunFolder:
-        """A new folder ``NAME-DATE-XXXX`` below ``output``; never an existing one."""
+        """A new folder ``NAME-DATE-4HEX`` below ``output``; never an existing one."""
         now = datetime.datetime.now(datetime.UTC)
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name) or "run"
         path = output / f"{stem}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -43,7 +43,8 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where examples come from and what fits.
 
-    train: one file or several. select: a file, or the share of prompt groups to hold out for choosing
+    train: one file or several. style: ``text`` for raw text or ``chat`` for the chat template, where the format
+    leaves it open. select: a file, or the share of prompt groups to hold out for choosing
     checkpoints. max_length: prompt + completion, in tokens, ``None`` = what the model's positions allow, at most
     2,048. too_long: ``exclude`` the row, or ``cut`` the completions (never the prompt; a cut one has no end token).
     """
@@ -51,6 +52,7 @@ class DataConfig(Section):
     train: tuple[str, ...]
     select: str | Share = 0.0
     format: str | None = None
+    style: Literal["chat", "text"] | None = None
     max_length: Positive | None = None
     too_long: Literal["exclude", "cut"] = "exclude"
     limit: Positive | None = None

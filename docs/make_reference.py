@@ -1,0 +1,122 @@
+"""Write docs/recipe.md from the recipe's own sections: `python docs/make_reference.py`. A test compares the two."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from pathlib import Path
+from typing import Any, cast
+
+from preftune.core import recipe as recipes
+from preftune.maths.losses.base import losses
+
+TARGET = Path(__file__).with_name("recipe.md")
+SECTIONS = (
+    recipes.Recipe,
+    recipes.ModelConfig,
+    recipes.StageConfig,
+    recipes.LoraConfig,
+    recipes.DataConfig,
+    recipes.EvaluationConfig,
+    recipes.DecodingConfig,
+)
+
+HEAD = """# The recipe
+
+A recipe is YAML or a Python mapping; both are the same thing. Unknown keys are errors that name the nearest known one.
+This page is written from the code by `python docs/make_reference.py`; a test compares them.
+
+The short form holds one stage at the top level:
+
+```yaml
+model: starter
+method: dpo
+beta: 0.1
+data: pairs.jsonl
+```
+
+The long form lists stages; each starts from, and is anchored to, the one before. Keys of a stage at the top level are
+defaults for every stage. Relative paths are relative to the recipe file.
+
+```yaml
+model: starter
+seed: 1
+lr: 1e-4
+stages:
+  - {method: sft, data: pairs.jsonl}
+  - {method: dpo, beta: 0.1, data: {train: pairs.jsonl, select: 0.1}}
+evaluation:
+  prompts: prompts.jsonl
+  judge: judge.yaml
+```
+
+On the command line `key=value` overrides a key, with dots for depth: `preftune train recipe.yaml beta=0.2 stages.0.lr=1e-5`.
+"""
+
+
+def words(annotation: Any) -> str:
+    """A type in words that a user reads."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " \\| ".join(f"`{one}`" for one in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " \\| ".join("none" if one is type(None) else words(one) for one in arguments)
+    if origin is typing.Annotated:
+        return words(arguments[0])
+    if origin is tuple:
+        return f"list of {words(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "yes or no"}.get(
+        annotation.__name__, annotation.__name__
+    )
+
+
+def table(section: type[recipes.Section]) -> str:
+    """One section: its docstring and its keys with types and defaults."""
+    lines = [
+        f"## {section.__name__}",
+        "",
+        inspect.cleandoc(section.__doc__ or ""),
+        "",
+        "| key | type | default |",
+        "|---|---|---|",
+    ]
+    for name, field in section.model_fields.items():
+        annotation = section.__annotations__[name]
+        hint = typing.get_type_hints(section, include_extras=True)[name] if isinstance(annotation, str) else annotation
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        shown = default if isinstance(default, str) and default == "required" else f"`{_plain(default)}`"
+        lines.append(f"| `{name}` | {words(hint)} | {shown} |")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, recipes.Section):
+        return type(value).__name__
+    if value is None:
+        return "none"
+    return str(list(value)) if isinstance(value, tuple) else str(value) if value != "" else '""'
+
+
+def loss_table() -> str:
+    """Every registered loss with its options."""
+    lines = ["## Methods and their options", "", "| method | what | options (default) |", "|---|---|---|"]
+    for name in losses.names():
+        factory = losses.factory(name)
+        what = (inspect.getdoc(factory) or "").split("\n")[0]
+        options = ", ".join(f"`{one.name}` ({one.default})" for one in dataclasses.fields(cast("Any", factory)) if one.init)
+        lines.append(f"| `{name}` | {what} | {options or 'none'} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n\n".join([HEAD.strip(), *(table(section) for section in SECTIONS), loss_table()]) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
