@@ -84,7 +84,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_loss_and_format_is_documented():
-    from preftune.data.formats import formats
+    from preftune.data.formats.base import formats
     from preftune.maths.losses.base import losses
 
     recipe = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")

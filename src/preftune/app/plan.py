@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.app.runs import find_model
 from preftune.core.errors import Blocked, Finding, InputError, PreftuneError
@@ -14,17 +14,24 @@ from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, StageConfig
 from preftune.core.records import Example, Excluded, Messages, TokenisedExample
 
+if TYPE_CHECKING:
+    from preftune.judging.base import Judge
+
 DEFAULT_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class StageData:
-    """What a stage trains on: tokenised examples, and the account of the rows that were left out."""
+    """What a stage trains on: tokenised examples, and the account of the rows that were left out.
+
+    counts: rows left out, by reason. notes: what else was counted, such as ``boundary_appended`` and ``cut``.
+    """
 
     train: list[TokenisedExample]
     select: list[TokenisedExample]
     excluded: list[Excluded]
     counts: dict[str, int]
+    notes: dict[str, int]
     formats: dict[str, str]
     audit: dict[str, Any]
     prompts: list[str]
@@ -67,10 +74,11 @@ class Plan:
         for config, data in zip(self.recipe.stages, self.stages, strict=False):
             facts = self._stage_facts(config, data)
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(data.counts.items()))
+            notes = "".join(f"; {note} {count}" for note, count in sorted(data.notes.items()))
             lines.append(
                 f"stage {config.name}: {config.method}, {config.adapter}, {facts['train']} examples to train, "
-                f"{facts['select']} held out, {facts['steps']} steps of {config.pairs_per_step}, {facts['tokens']:,} tokens an epoch"
-                + (f"; left out: {reasons}" if reasons else "")
+                f"{facts['select']} held out, {facts['steps']} steps of {config.pairs_per_step}, "
+                f"{facts['tokens']:,} tokens an epoch" + (f"; left out: {reasons}" if reasons else "") + notes
             )
         return lines
 
@@ -87,6 +95,7 @@ class Plan:
             "steps": num_steps_of(config, len(data.train)),
             "tokens": sum(example.num_tokens for example in data.train),
             "left_out": data.counts,
+            "notes": data.notes,
             "formats": data.formats,
             "audit": data.audit,
         }
@@ -144,7 +153,7 @@ def limit_of(data: DataConfig | None, max_positions: int) -> int:
 
 def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: int) -> StageData:
     """Read, split and tokenise the data of a stage; every row left out is accounted for."""
-    from preftune.data.audit import audit_lengths
+    from preftune.data.audit import audit
     from preftune.data.pipeline import read_examples
     from preftune.data.split import split_by_prompt
     from preftune.data.tokenize import tokenise
@@ -152,7 +161,7 @@ def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: 
 
     data = config.data
     if data is None:
-        return StageData([], [], [], {}, {}, {}, [], has_chat_rows=False)
+        return StageData([], [], [], {}, {}, {}, {}, [], has_chat_rows=False)
     read = read_examples(data.train, format=data.format, style=data.style, strict=data.strict, limit=data.limit)
     examples, excluded, formats = read.examples, list(read.excluded), dict(read.formats)
     held_out: list[Example] = []
@@ -164,21 +173,21 @@ def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: 
         examples, held_out = split_by_prompt(examples, data.select, recipe.seed)
     has_chat_rows = any(example.style == "chat" for example in examples)
     if has_chat_rows and not tokenizer.has_chat_template:
-        return StageData([], [], excluded, {}, formats, {}, [], has_chat_rows=True)
+        return StageData([], [], excluded, {}, {}, formats, {}, [], has_chat_rows=True)
     view = losses.factory(config.method).view
     train = tokenise(examples, tokenizer, view=view, max_length=max_length, too_long=data.too_long)
     select = tokenise(held_out, tokenizer, view=view, max_length=max_length, too_long=data.too_long)
     excluded += train.excluded + select.excluded
-    notes = Counter(train.counts) + Counter(select.counts)
     counts = Counter(row.reason for row in excluded)
-    counts.update({key: value for key, value in notes.items() if key not in counts})
+    notes = Counter(train.counts) + Counter(select.counts)
     return StageData(
         train=train.examples,
         select=select.examples,
         excluded=excluded,
         counts=dict(counts),
+        notes={key: value for key, value in notes.items() if key not in counts and key != "kept"},
         formats=formats,
-        audit=audit_lengths(examples),
+        audit=audit(examples),
         prompts=[example.prompt_text for example in examples],
         has_chat_rows=has_chat_rows,
     )
@@ -193,28 +202,45 @@ def read_verdict_prompts(evaluation: EvaluationConfig) -> list[Messages]:
 
 
 def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData]) -> list[Finding]:
-    """Blockers of the evaluation: unreadable prompts or judge, prompts that were trained on, a judge that made the pairs."""
+    """Blockers of the evaluation: unreadable prompts or judges, prompts that were trained on, a judge that made the pairs."""
     from preftune.data.split import leaks
-    from preftune.judging.rules import independence, load_judge
+    from preftune.judging.base import load_judge
+    from preftune.judging.rules import RulesJudge
     from preftune.training.preflight import check_leaks
 
     findings: list[Finding] = []
     try:
         prompts = ["\n".join(message.content for message in prompt) for prompt in read_verdict_prompts(evaluation)]
-        judge = load_judge(evaluation.judge)
-        pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge)
+        judge = load_judge(evaluation.judge, Path.cwd())
+        pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge, Path.cwd())
     except PreftuneError as error:
         return [Finding("blocker", "unreadable_evaluation", str(error), "mend the evaluation section of the recipe")]
-    for config_index, data in enumerate(stages):
-        found = leaks(data.prompts, prompts)
-        findings += check_leaks(found, f"stage {config_index + 1}'s training data", "the verdict prompts")
+    for index, data in enumerate(stages):
+        found = [prompts[leak.heldout] for leak in leaks(data.prompts, prompts)]
+        findings += check_leaks(found, f"stage {index + 1}'s training data", "the verdict prompts")
     if pairs_judge is not None:
+        findings += _check_independence(judge, pairs_judge)
+    if isinstance(judge, RulesJudge):
+        findings += [
+            Finding(
+                "warning", "judge_rewards_length", f"the judge of the result pays for length: {why}", "measure a rate instead"
+            )
+            for why in judge.rewards_length
+        ]
+    return findings
+
+
+def _check_independence(judge: Judge, pairs_judge: Judge) -> list[Finding]:
+    """A blocker where the judge of the result is the judge of the pairs, or shares words with it."""
+    from preftune.judging.rules import RulesJudge, independence
+
+    way_out = "judge the result by other rules, or drop pairs_judge"
+    if judge.identity == pairs_judge.identity:
+        return [Finding("blocker", "judge_not_independent", "the judge of the result is the one that made the pairs", way_out)]
+    if isinstance(judge, RulesJudge) and isinstance(pairs_judge, RulesJudge):
         shared = independence(pairs_judge, judge)
         if shared:
-            fact = (
-                f"the judge of the result shares {len(shared)} words with the judge that made the pairs ({', '.join(shared[:5])})"
-            )
-            findings.append(
-                Finding("blocker", "judge_not_independent", fact, "judge the result by other words, or drop pairs_judge")
-            )
-    return findings
+            words = ", ".join(shared[:5])
+            fact = f"the judge of the result shares {len(shared)} words with the judge that made the pairs ({words})"
+            return [Finding("blocker", "judge_not_independent", fact, way_out)]
+    return []

@@ -15,8 +15,8 @@ def list_kind(kind: str, output: Path) -> list[dict[str, Any]]:
     if kind == "runs":
         return [_run_row(run) for run in list_runs(output)]
     from preftune.core.registry import Registry
-    from preftune.data.formats import formats
-    from preftune.data.sources import sources
+    from preftune.data.formats.base import formats
+    from preftune.data.sources.base import sources
     from preftune.judging.base import judges
     from preftune.maths.losses.base import losses
 

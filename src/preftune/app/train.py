@@ -117,7 +117,7 @@ def _train_stage(
     folder = run.stage_folder(index, config.name)
     facts = {"name": config.name, "method": config.method, "adapter": config.adapter, "start": start.name}
     run.update_stage(index, {**facts, "status": "running"})
-    write_json(folder / "data.json", {"counts": data.counts, "formats": data.formats, "audit": data.audit,
+    write_json(folder / "data.json", {"counts": data.counts, "notes": data.notes, "formats": data.formats, "audit": data.audit,
                                       "train": len(data.train), "select": len(data.select)})  # fmt: skip
     precision = choose_precision(start.dtype, config.adapter)
     result = run_stage(

@@ -38,8 +38,8 @@ def command(files: tuple[Path, ...], format_name: str | None, show_all: bool, is
         field = f" field {row.field!r}" if row.field else ""
         excerpt = f"  | {row.excerpt}" if row.excerpt else ""
         click.echo(f"{where}{field} {row.reason}: {row.detail}{excerpt}")
-    if len(report.bad_rows) > len(rows):
-        click.echo(f"... and {len(report.bad_rows) - len(rows)} more bad rows; --all prints them")
+    if report.num_bad > len(rows):
+        click.echo(f"... and {report.num_bad - len(rows)} more bad rows; --all prints up to 10,000")
     for line in report.summary():
         click.echo(line)
     return report.exit_code

@@ -47,8 +47,9 @@ def print_error(error: PreftuneError, code: int, *, is_json: bool) -> int:
                 {"level": one.level, "code": one.code, "fact": one.fact, "way_out": one.way_out} for one in findings
             ]
         print_json({"error": facts})
-    for line in findings or [f"error: {' '.join(str(error).split())}"]:
-        say(str(line))
+    lines = [str(one) for one in findings] or [f"error: {' '.join(str(error).split())}"]
+    for line in lines:
+        say(line)
     return code
 
 
