@@ -1,0 +1,68 @@
+"""What must hold before the first step, checked on the first pack of every run.
+
+A policy that starts as its own reference has margin 0 on every pair, and a packed forward pass gives the numbers of a
+plain one. Where that fails, everything after it is wrong in a way that no curve shows.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from preftune.core.errors import PreftuneError
+from preftune.data.pack import Pack
+from preftune.modeling.forward import TOLERANCE, Scorer
+from preftune.training.step import Objective
+
+
+class InvariantBroken(PreftuneError):
+    """A check at run start failed; the message holds the numbers. The run must not go on."""
+
+
+def check_packed_equals_plain(scorer: Scorer, pack: Pack) -> float:
+    """Compare the shared layout with one plain row per completion; the largest gap in nats per token.
+
+    Nothing to compare, and 0, where the scorer does not share prefixes.
+
+    Raises
+        InvariantBroken: the gap is more than rounding.
+    """
+    if not scorer.is_shared:
+        return 0.0
+    plain = Scorer(scorer.model, shared=False)
+    with torch.no_grad():
+        gap = (scorer.token_logps(pack) - plain.token_logps(pack)).abs()
+    dtype = next(scorer.model.parameters()).dtype
+    mean, most = TOLERANCE[dtype]
+    if gap.numel() and not (gap.mean() <= mean and gap.max() <= most):
+        raise InvariantBroken(
+            f"packed log-probabilities differ from plain ones by {gap.max():.3g} nats at most and {gap.mean():.3g} on average "
+            f"(allowed {most:g} and {mean:g}); write shared_prefix: 'off' and report this"
+        )
+    return float(gap.max()) if gap.numel() else 0.0
+
+
+def check_start_is_reference(objective: Objective, pack: Pack, *, is_exact: bool) -> float:
+    """Compare the policy with its reference before any step; the largest gap in nats per token.
+
+    Parameters
+        is_exact: the reference was scored just now, by this pack, on a CPU: then the gap is exactly 0, so every margin
+            is 0 and the loss of DPO is log 2. Otherwise packs may differ, and rounding with them.
+
+    Raises
+        InvariantBroken: the policy does not start as its reference.
+    """
+    if objective.reference is None:
+        return 0.0
+    was_training = objective.scorer.model.training
+    objective.scorer.model.eval()  # dropout would be the policy's alone
+    policy = objective.scorer.token_logps(pack).detach()
+    objective.scorer.model.train(was_training)
+    gap = (policy - objective.reference(pack)).abs()
+    dtype = next(objective.scorer.model.parameters()).dtype
+    mean, most = (0.0, 0.0) if is_exact else TOLERANCE[dtype]
+    if gap.numel() and not (gap.mean() <= mean and gap.max() <= most):
+        raise InvariantBroken(
+            f"the policy does not start as its reference: log-probabilities differ by {gap.max():.3g} nats at most and "
+            f"{gap.mean():.3g} on average (allowed {most:g} and {mean:g}); delete the reference cache and report this"
+        )
+    return float(gap.max()) if gap.numel() else 0.0

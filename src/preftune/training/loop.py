@@ -1,0 +1,168 @@
+"""The one loop. Everything that is trained is trained here, whatever the method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+
+from preftune.core.errors import CheckpointError, Interrupted, NonFiniteLoss
+from preftune.core.events import EvalDone, EventSink, StageFinished, StageStarted, StepDone, ignore
+from preftune.core.files import read_json, write_folder, write_json
+from preftune.data.pack import Pack, pack_step
+from preftune.modeling.lineage import save_model
+from preftune.training.checkpoint import steps_in, why_not_written
+from preftune.training.devices import deterministic, peak_memory_bytes
+from preftune.training.journal import Journal
+from preftune.training.order import evenly_spaced
+from preftune.training.prepare import Trainee, prepare, seed_generators
+from preftune.training.resume import restore, save
+from preftune.training.state import StagePlan, StageResult, TrainState
+from preftune.training.step import evaluate, find_culprits, train_step
+from preftune.training.stopping import StopRequest
+
+RESULT = "result.json"
+
+
+def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
+    """Train one stage to its end and save its model in ``folder/final``.
+
+    Random generators of the process are seeded. With ``resume`` a stage that ended is returned as it ended, and one
+    that did not goes on from its latest checkpoint, bit for bit as if it had never stopped (on a CPU with the same
+    threads and versions).
+
+    Raises
+        Interrupted: SIGTERM or SIGINT; the step was finished and a checkpoint written.
+        NonFiniteLoss: before the optimiser step; the message names the pairs.
+        CheckpointError: a checkpoint that cannot be written, or one that is damaged or of another run.
+        InvariantBroken: the policy does not start as its reference.
+    """
+    finished = _finished(stage)
+    if finished is not None:
+        return finished
+    config = stage.config
+    with StopRequest() as stop:
+        # ---- the model, its order, the reference's scores, and proof that policy and reference start equal ----------
+        trainee = prepare(stage, sink, should_stop=lambda: bool(stop))
+        order, num_steps = trainee.order, trainee.num_steps
+        evals = evenly_spaced(num_steps, max(1, config.evals), with_end=True)
+        saves = evenly_spaced(num_steps, config.checkpoints, with_end=False)
+
+        # ---- where an earlier process stopped, or the start ---------------------------------------------------------
+        seed_generators(stage.seed)
+        state = restore(stage, trainee, sink)
+        journal = Journal(stage.folder / "metrics.jsonl", state.step)
+        resumed_from, started = state.step, time.monotonic() - state.seconds
+        sink(StageStarted(config.name, num_steps, {**trainee.facts, "resumed_from": resumed_from}))
+        trainee.model.train()
+
+        with deterministic(trainee.device, is_wanted=config.deterministic):
+            while state.step < num_steps:
+                # ---- one optimiser step over the packs of its examples ----------------------------------------------
+                clock = time.monotonic()
+                packs = pack_step([stage.train[index] for index in order.indices(state.step)], config.tokens_per_pack)
+                lr = trainee.schedule.at(state.step)
+                try:
+                    metrics = train_step(trainee.objective, packs, trainee.optimiser, lr=lr, max_grad_norm=config.max_grad_norm)
+                except NonFiniteLoss as error:
+                    raise _named(stage, trainee, packs, state.step, error) from None
+                state.step += 1
+                state.num_tokens += sum(len(pack.ids) for pack in packs)
+                state.seconds = time.monotonic() - started
+
+                # ---- its metrics, on the disk before anybody is told ------------------------------------------------
+                metrics |= _speed(trainee, state, packs, time.monotonic() - clock)
+                journal.add(state.step, metrics)
+                sink(StepDone(config.name, state.step, metrics))
+
+                # ---- a few times a stage: held-out examples ---------------------------------------------------------
+                if state.step in evals and trainee.select_packs:
+                    trainee.model.eval()
+                    held_out = evaluate(trainee.objective, trainee.select_packs)
+                    trainee.model.train()
+                    journal.add(state.step, held_out | {"epoch": metrics["epoch"]})
+                    sink(EvalDone(config.name, state.step, held_out))
+
+                # ---- a few times a stage, and when somebody asks the run to stop: a checkpoint ----------------------
+                is_stopping = bool(stop) and state.step < num_steps
+                if state.step in saves or is_stopping:
+                    state.seconds = time.monotonic() - started
+                    path = save(stage, trainee, state, sink)
+                if is_stopping:
+                    raise Interrupted(
+                        f"stage {config.name} stopped by {stop.signal_name} after step {state.step} of {num_steps}; "
+                        f"{path} holds it, resume the run to go on"
+                    )
+
+        # ---- the end: the model, and then the word that it is there -------------------------------------------------
+        result = _finish(stage, trainee, state, journal.last, resumed_from)
+        sink(StageFinished(config.name, state.step, str(result.final)))
+        return result
+
+
+def _speed(trainee: Trainee, state: TrainState, packs: list[Pack], seconds: float) -> dict[str, float]:
+    """Progress and speed of one step, beside its metrics."""
+    return {
+        "epoch": state.step / trainee.order.steps_per_epoch,
+        "num_tokens": float(state.num_tokens),
+        "pairs_per_second": sum(pack.num_groups for pack in packs) / seconds,
+        "tokens_per_second": sum(len(pack.ids) for pack in packs) / seconds,
+        "peak_memory_gb": peak_memory_bytes(trainee.device) / 1e9,
+        "elapsed_s": state.seconds,
+    }
+
+
+def _named(stage: StagePlan, trainee: Trainee, packs: list[Pack], step: int, error: NonFiniteLoss) -> NonFiniteLoss:
+    """The same error with the examples at fault in its message and in ``nonfinite.json``."""
+    found = find_culprits(trainee.objective, packs, trainee.optimiser)
+    whole = [(example, "part of the step") for pack in packs for example in pack.examples]
+    rows = [
+        {"file": one.provenance.file, "line": one.provenance.line, "example_id": one.example_id, "gave": gave}
+        for one, gave in found or whole
+    ]
+    path = stage.folder / "nonfinite.json"
+    write_json(path, {"stage": stage.config.name, "step": step + 1, "is_alone": bool(found), "examples": rows})
+    first, others = rows[0], f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    alone = "at fault" if found else "none is at fault alone, the step held"
+    return NonFiniteLoss(
+        f"stage {stage.config.name}, step {step + 1}: {error}, so the optimiser took no step; {alone}: "
+        f"{first['file']}:{first['line']} (example {first['example_id']}, {first['gave']}){others}, see {path}; "
+        "mend or remove those rows, or lower lr"
+    )
+
+
+def _finish(stage: StagePlan, trainee: Trainee, state: TrainState, last: Mapping[str, float], resumed_from: int) -> StageResult:
+    final = stage.folder / "final"
+    try:
+        with write_folder(final) as folder:
+            save_model(trainee.model, stage.loaded.tokenizer, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{final} cannot be written: {why_not_written(error)}; free some space and resume") from error
+    outcome: dict[str, Any] = {
+        "steps": state.step,
+        "metrics": dict(last),
+        "peak_memory_bytes": peak_memory_bytes(trainee.device),
+        "seconds": state.seconds,
+    }
+    write_json(stage.folder / RESULT, {"recipe_digest": stage.recipe_digest, **outcome})
+    num_forwards = 0 if trainee.reference is None else trainee.reference.num_forwards
+    return StageResult(
+        stage.folder, final, reference_forwards=num_forwards, resumed_from=resumed_from, facts=trainee.facts, **outcome
+    )
+
+
+def _finished(stage: StagePlan) -> StageResult | None:
+    """The result of a stage that ended in an earlier process, or None; another run's folder is refused."""
+    path, final, root = stage.folder / RESULT, stage.folder / "final", stage.folder / "checkpoints"
+    if not stage.resume:
+        if path.is_file() or steps_in(root):
+            raise CheckpointError(f"{stage.folder} holds an earlier run of this stage; resume it, or choose another folder")
+        return None
+    if not (path.is_file() and final.is_dir()):
+        return None
+    kept: dict[str, Any] = read_json(path)
+    if kept.pop("recipe_digest") != stage.recipe_digest:
+        raise CheckpointError(f"{stage.folder} was trained with another recipe; resume with that one, or start a new run")
+    return StageResult(stage.folder, final, reference_forwards=0, resumed_from=kept["steps"], **kept)

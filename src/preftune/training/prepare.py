@@ -1,0 +1,125 @@
+"""Everything between a plan and the first step: model, adapters, loss, order, reference scores, invariants, optimiser."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from preftune.core.events import EventSink, Noted
+from preftune.core.ids import digest_json
+from preftune.core.records import TokenisedExample
+from preftune.data.pack import Pack, pack_step
+from preftune.maths.losses.base import losses
+from preftune.modeling.adapters import add_lora, trainable_parameters
+from preftune.modeling.forward import Scorer, checkpoint_activations
+from preftune.training.devices import choose_device, set_threads
+from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference
+from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedule_of
+from preftune.training.order import Order
+from preftune.training.reference import Reference, score_reference
+from preftune.training.state import StagePlan
+from preftune.training.step import Objective
+
+EVAL_CHUNK = 256  # held-out examples that are packed together
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """A stage that is ready for its first step."""
+
+    model: nn.Module
+    device: torch.device
+    objective: Objective
+    optimiser: Optimiser
+    order: Order
+    num_steps: int
+    schedule: LrSchedule
+    select_packs: list[Pack]
+    reference: Reference | None
+    facts: dict[str, object]
+
+
+def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool]) -> Trainee:
+    """Build the trainee; the model of the plan is changed in place from here on.
+
+    The reference is the model as it stands here, scored through the very modules that will train (fresh adapters add
+    nothing), so that the first margin is exactly 0.
+
+    Raises
+        Interrupted: ``should_stop`` said so while the reference was scored; what was scored is kept.
+        InvariantBroken: the policy does not start as its reference, or packed and plain forward differ.
+    """
+    config = stage.config
+    device = choose_device()
+    model: nn.Module = stage.loaded.model
+    model.to(device)
+    if config.adapter == "lora":
+        model = add_lora(model, config.lora, stage.seed)
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+    loss = losses.build(config.method, config.loss)
+    scorer = Scorer(model, shared="auto" if config.shared_prefix == "auto" else False)
+    if not scorer.is_shared and config.shared_prefix == "auto":
+        sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
+    order = Order(len(stage.train), config.pairs_per_step, stage.seed, config.shuffle)
+    num_steps = num_steps_of(config, len(stage.train))
+    select_packs = list(packs_of(stage.select, config.tokens_per_pack))
+    reference = None
+    if loss.needs_reference:
+        seen = list(first_epoch(stage, order, num_steps))
+        reference = score_reference(stage, scorer, [*seen, *select_packs], sink, should_stop=should_stop)
+    objective = Objective(scorer, loss, None if reference is None else reference.scores)
+    first = pack_step([stage.train[index] for index in order.indices(0)], config.tokens_per_pack)[0]
+    gaps = {
+        "packed_gap": check_packed_equals_plain(scorer, first),
+        "start_gap": check_start_is_reference(
+            objective, first, is_exact=device.type == "cpu" and reference is not None and reference.is_fresh
+        ),
+    }
+    parameters = trainable_parameters(model)
+    optimiser = Optimiser(parameters, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay)
+    schedule = schedule_of(config, loss.view, num_steps)
+    facts: dict[str, object] = {
+        "method": config.method,
+        "adapter": config.adapter,
+        "train": len(stage.train),
+        "select": len(stage.select),
+        "lr": schedule.peak,
+        "device": str(device),
+        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "threads": set_threads(),
+        "layout": scorer.kernel,
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters.values()),
+        "reference_forwards": 0 if reference is None else reference.num_forwards,
+        **gaps,
+    }
+    return Trainee(model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, facts)
+
+
+def packs_of(examples: Sequence[TokenisedExample], tokens_per_pack: int) -> Iterator[Pack]:
+    """Packs of held-out examples: the same examples give the same packs in every run."""
+    for start in range(0, len(examples), EVAL_CHUNK):
+        yield from pack_step(examples[start : start + EVAL_CHUNK], tokens_per_pack)
+
+
+def first_epoch(stage: StagePlan, order: Order, num_steps: int) -> Iterable[Pack]:
+    """The packs of the first epoch, as training will see them."""
+    for step in range(min(num_steps, order.steps_per_epoch)):
+        yield from pack_step([stage.train[index] for index in order.indices(step)], stage.config.tokens_per_pack)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed every generator that dropout, libraries and user code may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what libraries use
+    random.seed(seed)
+
+
+def data_digest(examples: Sequence[TokenisedExample]) -> str:
+    """Digest of the examples in their order."""
+    return digest_json([[example.example_id, example.num_tokens] for example in examples])

@@ -1,0 +1,70 @@
+"""The reference of a stage: the model that it starts from, scored once for each completion and kept by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.core.events import EventSink
+from preftune.data.pack import Pack
+from preftune.modeling.forward import Scorer
+from preftune.modeling.reference import ReferenceCache
+from preftune.training.state import StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Scores of the reference, from the cache.
+
+    Parameters
+        cache: per-token log-probabilities by content. device: where packs are scored.
+        is_fresh: every score was computed by this process, in the packs of the first epoch.
+    """
+
+    cache: ReferenceCache
+    device: torch.device
+    is_fresh: bool
+
+    @property
+    def identity(self) -> str:
+        """Digest of weights, precision, kernel and versions: what the scores depend on."""
+        return self.cache.identity.digest
+
+    @property
+    def num_forwards(self) -> int:
+        """Completions that this process scored."""
+        return self.cache.num_forwards
+
+    def scores(self, pack: Pack) -> Tensor:
+        """Log-probabilities of a pack's scored tokens in the order of ``pack.targets``; (targets,) nats, float32."""
+        parts = [part for example in pack.examples for part in self.cache.scores(example)]
+        return torch.from_numpy(np.concatenate(parts)).to(self.device)
+
+
+def score_reference(
+    stage: StagePlan, scorer: Scorer, packs: Sequence[Pack], sink: EventSink, *, should_stop: Callable[[], bool]
+) -> Reference:
+    """Score what the cache does not hold, in the very packs that training and evaluation will see.
+
+    Raises
+        Interrupted: ``should_stop`` said so; what was scored is kept.
+    """
+    identity = ReferenceIdentity.of(scorer)
+    cache = ReferenceCache(stage.cache_folder, identity)
+    examples = {example.example_id: example for pack in packs for example in pack.examples}
+    missing = {example.example_id for example in cache.lookup(list(examples.values()))}
+    is_fresh = len(missing) == len(examples)
+    todo = list(packs) if is_fresh else _packs_of([examples[key] for key in sorted(missing)], stage.config.tokens_per_pack)
+    for done, pack in enumerate(todo):
+        if should_stop():
+            raise Interrupted(
+                f"stage {stage.config.name} stopped while the reference was scored, {done} of {len(todo)} packs done; "
+                "their scores are kept, resume the run to go on"
+            )
+        cache.fill(pack, scorer)
+        sink(Progress("scoring the reference", done + 1, len(todo)))
+    return Reference(cache, scorer.device, is_fresh)
