@@ -26,6 +26,7 @@ MAX_ROW_BYTES = 16 << 20
 
 HEAD_BYTES = 4 << 20
 BOM = b"\xef\xbb\xbf"
+ZSTD_BLOCK_BYTES = 1 << 12  # small, because a few bytes may stand for many
 EXCERPT_CHARACTERS = 160
 
 
@@ -132,10 +133,41 @@ def _zstandard(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
     except ImportError:
         raise InputError(f"{path}: reading .zst files needs zstandard; install preftune[zstd]") from None
     try:
-        with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False) as stream:
-            yield cast(IO[bytes], io.BufferedReader(cast(Any, stream)))
-    except zstandard.ZstdError as error:
+        yield cast(IO[bytes], io.BufferedReader(_ZstdStream(raw, zstandard.ZstdDecompressor())))
+    except (zstandard.ZstdError, EOFError) as error:
         raise InputError(f"{path} is no whole zstd file: {one_line(error)}") from None
+
+
+class _ZstdStream(io.RawIOBase):
+    """Decompressed bytes of one frame after another; unlike the package's own stream it notices a file that is cut."""
+
+    def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
+        self._raw = raw
+        self._decompressor = decompressor
+        self._frame: Any = None
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with what is decompressed; 0 at the end of the last frame."""
+        while not self._waiting:
+            block = self._raw.read(ZSTD_BLOCK_BYTES)
+            if not block:
+                if self._frame is not None:
+                    raise EOFError("the file is cut")
+                return 0
+            while block:
+                self._frame = self._frame or self._decompressor.decompressobj()
+                self._waiting += self._frame.decompress(block)
+                block = b""
+                if self._frame.eof:
+                    block, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._waiting))
+        buffer[:size], self._waiting = self._waiting[:size], self._waiting[size:]
+        return size
 
 
 def parse_row(line: bytes, offset: int) -> Row | UnreadableRow:
