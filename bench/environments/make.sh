@@ -1,0 +1,29 @@
+#!/bin/sh
+# Makes a peer's environment: bench/environments/make.sh NAME installs bench/environments/NAME.txt into .venv-NAME at
+# the repository's root. Does nothing when the environment was made from the same file. PYTHON chooses the interpreter.
+set -eu
+
+name=${1:?usage: bench/environments/make.sh NAME}
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+requirements=$here/$name.txt
+folder=$root/.venv-$name
+python=${PYTHON:-python3}
+
+if [ ! -f "$requirements" ]; then
+    echo "$requirements: no such environment" >&2
+    exit 2
+fi
+digest=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$requirements")
+stamp=$folder/made-from
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ]; then
+    exit 0
+fi
+echo "making .venv-$name (a few minutes, about 1.5 GB)"
+"$python" -m venv --clear "$folder"
+# torch first and pinned, so that nothing that depends on it can choose another build
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$requirements")" 2>"$folder/pip.log" ||
+    { cat "$folder/pip.log" >&2; exit 1; }
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" 2>>"$folder/pip.log" ||
+    { cat "$folder/pip.log" >&2; exit 1; }
+echo "$digest" >"$stamp"

@@ -1,0 +1,242 @@
+"""How fast is a LoRA DPO step? SmolLM2-135M's shape, hh-rlhf helpful-base lengths, 8 pairs a step; TRL against preftune.
+
+Each run is a fresh process. The timed steps of all runs hold the same pairs; the first step is not timed. First the grid of
+TRL's settings is probed with the allocator settings that preftune uses, coordinate by coordinate; then TRL as installed,
+TRL's best two and preftune run in turn, and medians over the rounds are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import inputs
+import measure
+
+PAIRS = 8
+RANK = 16
+TARGETS = {"as installed": 8.0, "same allocator": 2.4, "memory": 0.6}
+LR = ("--lr", "1e-5", "--lora", str(RANK))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of TRL's grid."""
+
+    split: tuple[int, int] = (8, 1)  # pairs a micro-batch, micro-batches a step
+    dtype: str = "autocast"
+    checkpointing: bool = True
+    precompute: bool = False
+    order: str = "shuffled"
+
+    def __str__(self) -> str:
+        words = [f"{self.split[0]}x{self.split[1]}", self.dtype, "checkpointing" if self.checkpointing else "no checkpointing"]
+        words += ["reference precomputed"] if self.precompute else []
+        return ", ".join([*words, *(["grouped by length"] if self.order == "grouped" else [])])
+
+    @property
+    def options(self) -> list[str]:
+        return [
+            *("--batch", str(self.split[0]), "--accumulate", str(self.split[1]), "--dtype", self.dtype),
+            *("--checkpointing", "on" if self.checkpointing else "off", *(["--precompute"] if self.precompute else [])),
+        ]
+
+    @property
+    def needed_bytes(self) -> float:
+        """About what the process takes at its peak; a run that does not fit would be killed, or push others out."""
+        per_pair = 1.2 if self.checkpointing else 2.6 * (2 if self.dtype == "float32" else 1)
+        return (2.5 + per_pair * self.split[0]) * measure.GIB
+
+
+AS_INSTALLED = Setting()
+START = Setting((2, 4), "bfloat16", checkpointing=False, precompute=True)
+
+
+class Bench:
+    """The inputs, and every run so far."""
+
+    def __init__(self, steps: int) -> None:
+        folder = inputs.work_folder()
+        self.steps = steps
+        self.model = str(inputs.smol_shape(folder / "smol-135m"))
+        self.rows = inputs.speed_rows(folder / f"speed-{steps}", steps, PAIRS)
+        self.runs: list[dict[str, Any]] = []
+        self.refused: dict[str, str] = {}
+
+    def rows_for(self, order: str, timed: int) -> str:
+        """A file with the rows of one untimed and `timed` timed steps."""
+        if timed == self.steps:
+            return str(self.rows[order])
+        path = self.rows[order].with_name(f"{order}-{timed}.jsonl")
+        path.write_text("".join(line + "\n" for line in self.rows[order].read_text().splitlines()[: PAIRS * (1 + timed)]))
+        return str(path)
+
+    def peer(self, setting: Setting, timed: int, *, allocator: bool, kind: str) -> dict[str, Any] | None:
+        """One run of TRL; None, with the reason kept, where it does not fit or fails."""
+        name = str(setting) + (" | same allocator" if allocator else " | as installed")
+        if measure.available_bytes() < setting.needed_bytes:
+            self.refused[name] = f"needs about {setting.needed_bytes / measure.GIB:.0f} GiB"
+            measure.say(f"left out: {name}: {self.refused[name]}")
+            return None
+        given = ("--model", self.model, "--train", self.rows_for(setting.order, timed), *LR, "--steps", str(1 + timed))
+        try:
+            done = measure.peer(*given, *setting.options, allocator=allocator)
+        except measure.RunFailed as error:
+            self.refused[name] = str(error)
+            measure.say(f"failed: {name}: {error}")
+            return None
+        return self.keep(done, "trl", name, timed, kind)
+
+    def ours(self, kind: str) -> dict[str, Any]:
+        """One run of preftune on all steps."""
+        given = ("--model", self.model, "--train", self.rows_for("shuffled", self.steps), *LR, "--steps", str(1 + self.steps))
+        done = measure.ours(*given, "--dtype", "bfloat16")
+        return self.keep(done, "preftune", "preftune", self.steps, kind)
+
+    def keep(self, done: dict[str, Any], system: str, name: str, timed: int, kind: str) -> dict[str, Any]:
+        steps = done["step_seconds"][1:]
+        assert len(steps) == timed, f"{name}: {len(steps)} timed steps, not {timed}"
+        # the reference of the first epoch: TRL's precomputing, preftune's cache (with its checks at run start), or in the steps
+        before = done["prepare_seconds"] if system == "preftune" else done["build_seconds"] if "precomputed" in name else 0.0
+        found = {
+            "system": system,
+            "setting": name,
+            "kind": kind,
+            "timed_steps": timed,
+            "step_seconds": steps,
+            "seconds_per_step": statistics.mean(steps),
+            "first_epoch_seconds_per_step": (before + sum(done["step_seconds"])) / (1 + timed),
+            "peak_rss_bytes": done["peak_rss_bytes"],
+            "process_seconds": done["process_seconds"],
+            "threads": done["threads"],
+        }
+        self.runs.append(found)
+        measure.say(
+            f"{kind:6} {name:75} {found['seconds_per_step']:7.2f} s/step  first epoch "
+            f"{found['first_epoch_seconds_per_step']:6.2f}  peak {found['peak_rss_bytes'] / 1e9:.1f} GB"
+        )
+        return found
+
+
+def probe(bench: Bench, deadline: float) -> list[Setting]:
+    """The best setting of TRL, grouped by length and not; found coordinate by coordinate from the best that was known."""
+    seconds: dict[Setting, float] = {}
+
+    def look(*settings: Setting) -> Setting:
+        for setting in settings:
+            if setting not in seconds and not (seconds and time.monotonic() > deadline):
+                done = bench.peer(setting, 2, allocator=True, kind="probe")
+                seconds[setting] = float("inf") if done is None else done["seconds_per_step"]
+        return min(seconds, key=seconds.__getitem__)
+
+    best = look(*(replace(START, split=split) for split in ((2, 4), (4, 2), (1, 8), (8, 1))))
+    best = look(*(replace(best, dtype=dtype) for dtype in ("bfloat16-autocast", "autocast", "float32")))
+    best = look(*(replace(best, checkpointing=True, split=split) for split in (best.split, (8, 1))))
+    best = look(replace(best, precompute=False))
+    if seconds[best] == float("inf"):
+        raise measure.RunFailed("no setting of TRL ran")
+    # grouped batches differ in length by design, so only all of them together hold the same pairs: the rounds decide
+    return [replace(best, order="grouped"), best]
+
+
+def rounds(bench: Bench, best: Sequence[Setting], number: int) -> None:
+    """Alternate: ours, TRL's best two, as installed; again in the other order."""
+    for at in range(number):
+        turn: list[tuple[Setting | None, int, bool]] = [(None, bench.steps, True)]
+        turn += [(setting, bench.steps, True) for setting in best]
+        turn += [(None, bench.steps, True), (AS_INSTALLED, 2, False)]
+        turn += [(AS_INSTALLED, 2, True)] if at == 0 else []
+        for setting, timed, allocator in turn if at % 2 == 0 else reversed(turn):
+            if setting is None:
+                bench.ours("round")
+            else:
+                bench.peer(setting, timed, allocator=allocator, kind="round")
+
+
+def summary(bench: Bench) -> dict[str, Any]:
+    """Medians over rounds. Every ratio is taken over the same pairs: as installed ran the first two timed steps only."""
+    table: dict[str, list[dict[str, Any]]] = {}
+    for run in bench.runs:
+        if run["kind"] == "round":
+            table.setdefault(run["setting"], []).append(run)
+    ours = table.pop("preftune")
+
+    def middle(runs: Sequence[dict[str, Any]], key: str) -> float:
+        return statistics.median(run[key] for run in runs)
+
+    def of_ours(timed: int) -> float:
+        return statistics.median(statistics.mean(run["step_seconds"][:timed]) for run in ours)
+
+    found = []
+    for name, runs in table.items():
+        timed = runs[0]["timed_steps"]
+        found.append(
+            {
+                "setting": name,
+                "rounds": len(runs),
+                "seconds_per_step": middle(runs, "seconds_per_step"),
+                "first_epoch_seconds_per_step": middle(runs, "first_epoch_seconds_per_step"),
+                "peak_rss_bytes": middle(runs, "peak_rss_bytes"),
+                "preftune_seconds_on_the_same_pairs": of_ours(timed),
+                "times_slower": middle(runs, "seconds_per_step") / of_ours(timed),
+                "our_share_of_memory": middle(ours, "peak_rss_bytes") / middle(runs, "peak_rss_bytes"),
+            }
+        )
+    installed = next((one for one in found if one["setting"] == f"{AS_INSTALLED} | as installed"), None)
+    same = [one for one in found if "same allocator" in one["setting"]]
+    best = min(same, key=lambda one: one["seconds_per_step"]) if same else None
+    return {
+        "preftune": {
+            key: middle(ours, key) for key in ("seconds_per_step", "first_epoch_seconds_per_step", "peak_rss_bytes")
+        } | {"rounds": len(ours), "setting": "packs of 2,048 tokens, bfloat16, float32 adapters, reference cached"},
+        "trl": found,
+        "best": None if best is None else best["setting"],
+        "targets": {
+            "8 times as fast as TRL as installed": bool(installed and installed["times_slower"] >= TARGETS["as installed"]),
+            "2.4 times as fast as TRL's best, same allocator": bool(best and best["times_slower"] >= TARGETS["same allocator"]),
+            "at most 60 % of that one's peak memory": bool(best and best["our_share_of_memory"] <= TARGETS["memory"]),
+        },
+        "refused": bench.refused,
+    }  # fmt: skip
+
+
+def compare(steps: int, number: int, probe_seconds: float) -> dict[str, Any]:
+    """The whole comparison."""
+    bench = Bench(steps)
+    equality = measure.equality(bench.model, str(bench.rows["shuffled"]))
+    failed = [name for name, is_met in equality["checks"].items() if not is_met]
+    measure.say(f"equality of the timed path: {'all checks met' if not failed else 'FAILED: ' + '; '.join(failed)}")
+    best = probe(bench, time.monotonic() + probe_seconds)
+    measure.say(f"best of the grid: {best[1]}; it runs in both orders")
+    rounds(bench, best, number)
+    return summary(bench) | {"equality": equality, "runs": bench.runs, "is_equal": not failed}
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--steps", type=int, default=4, help="timed steps of a run")
+    made.add_argument("--rounds", type=int, default=2)
+    made.add_argument("--probe-seconds", type=float, default=540, help="no new point of the grid after so long")
+    made.add_argument("--out", help="also write the result, as JSON")
+    options = made.parse_args(arguments)
+    found = compare(options.steps, options.rounds, options.probe_seconds)
+    if options.out:
+        Path(options.out).write_text(json.dumps(found, indent=1))
+    for one in sorted(found["trl"], key=lambda one: one["seconds_per_step"]):
+        measure.say(
+            f"speed: {one['times_slower']:.1f} times TRL {one['setting']} ({one['seconds_per_step']:.2f} against "
+            f"{one['preftune_seconds_on_the_same_pairs']:.2f} s), {100 * one['our_share_of_memory']:.0f} % of its peak memory"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    found = main()
+    sys.exit(0 if found["is_equal"] and all(found["targets"].values()) else 1)

@@ -1,0 +1,128 @@
+"""preftune on given rows, through the path that `preftune train` takes; writes one JSON object. One run, one process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preftune.core.events import Event, StageStarted, StepDone
+from preftune.core.recipe import LoraConfig, ModelConfig, StageConfig
+from preftune.modeling.load import load_model
+from preftune.training.devices import set_allocator
+from preftune.training.loop import run_stage
+from preftune.training.state import StagePlan
+from process import peak_rss_bytes
+from rows import ids_of, rows_of
+
+
+class StepClock:
+    """Sees every event; seconds of preparation (adapters, checks, the reference's scores) and of every step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = [time.perf_counter()]
+        self.losses: list[float] = []
+
+    def __call__(self, event: Event, /) -> None:
+        if isinstance(event, StageStarted):
+            self.times.append(time.perf_counter())
+        if isinstance(event, StepDone):
+            self.times.append(time.perf_counter())
+            self.losses.append(event.metrics["loss"])
+
+    @property
+    def seconds(self) -> list[float]:
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    imported = time.perf_counter()
+    applied = set_allocator()  # as `preftune train` does; an allocator that the environment chose is left alone
+    precision = "float32" if options.dtype == "float32" else "bfloat16"
+    loaded = load_model(ModelConfig(name=options.model), precision=precision)  # type: ignore[arg-type]
+    train = rows_of(options.train, loaded.tokenizer, options.max_length)
+    if options.dump_ids:
+        Path(options.dump_ids).write_text("".join(json.dumps(ids_of(example)) + "\n" for example in train))
+    config = StageConfig(
+        name="bench",
+        method="dpo",
+        loss={"beta": options.beta},
+        adapter="lora" if options.lora else "full",
+        lora=LoraConfig(rank=options.lora or 16, alpha=2 * (options.lora or 16)),
+        epochs=options.epochs,
+        max_steps=options.steps,
+        pairs_per_step=options.batch,
+        tokens_per_pack=options.tokens_per_pack,
+        lr=options.lr,
+        schedule=options.schedule,
+        warmup=options.warmup,
+        shuffle=False,  # the file is in the order that both systems train in
+        evals=0,
+        checkpoints=0,
+    )
+    clock = StepClock()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = StagePlan(
+            config=config,
+            loaded=loaded,
+            train=train,
+            select=[],
+            folder=Path(options.save or folder),
+            seed=options.seed,
+            recipe_digest="bench",
+            cache_folder=Path(folder) / "cache",
+        )
+        ready = clock.times[0] = time.perf_counter()
+        done = run_stage(plan, clock)
+        trained = time.perf_counter()
+    prepared, *steps = clock.seconds
+    return {
+        "system": "preftune",
+        "versions": {"torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "rows": len(train),
+        "allocator_set": applied,
+        "build_seconds": ready - imported,  # loading and tokenising
+        "prepare_seconds": prepared,  # adapters, checks at run start, every reference score of these rows
+        "train_seconds": trained - ready,  # preparation, steps and the final save
+        "step_seconds": steps,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "reference_forwards": done.reference_forwards,
+        "facts": {key: value for key, value in done.facts.items() if isinstance(value, str | int | float)},
+        "losses": clock.losses,
+        "final": str(done.final),
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--model", required=True)
+    made.add_argument("--train", required=True, help="JSONL of prompt, chosen, rejected")
+    made.add_argument("--out", required=True, help="where the JSON goes")
+    made.add_argument("--batch", type=int, default=8, help="pairs per step")
+    made.add_argument("--steps", type=int)
+    made.add_argument("--epochs", type=float, default=1.0)
+    made.add_argument("--lr", type=float, default=1e-6)
+    made.add_argument("--beta", type=float, default=0.1)
+    made.add_argument("--schedule", default="linear")
+    made.add_argument("--warmup", type=float, default=0.0)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--lora", type=int, help="rank; full fine-tuning without")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    made.add_argument("--tokens-per-pack", type=int, default=2048)
+    made.add_argument("--max-length", type=int, default=1024)
+    made.add_argument("--dump-ids")
+    made.add_argument("--save", help="run folder; the model is in its final/")
+    return made
+
+
+if __name__ == "__main__":
+    options = parser().parse_args()
+    Path(options.out).write_text(json.dumps(run(options)))
+    sys.exit(0)
