@@ -90,8 +90,8 @@ def write_dataset(
         counts: rows read, kept and left out by reason.
         lineage: where the rows come from: files with their digests and formats, and the steps taken.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
 
     if folder.exists():
         raise InputError(f"{folder} exists; a dataset version is never changed, so name another folder")

@@ -205,7 +205,12 @@ def check_files(
     return ReadResult([], excluded, reader.formats, dict(reader.counts))
 
 
-def iter_examples(path: str, *, format: str | None = None, style: Style | None = None) -> Iterator[Example]:  # noqa: A002
+def iter_examples(
+    path: str,
+    *,
+    format: str | None = None,  # noqa: A002 - the word of the recipe
+    style: Style | None = None,
+) -> Iterator[Example]:
     """The examples of one file, one at a time; see ``Reader`` for what is left out and to count it."""
     return iter(Reader([path], format=format, style=style))
 

@@ -12,7 +12,10 @@ from preftune.data.dataset import read_dataset, summary_of, write_dataset
 CALL = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
 
 
-def example(number, judgement=Preference("first")):
+FIRST = Preference("first")
+
+
+def example(number, judgement=FIRST):
     completions = ((Message("assistant", f"é{number}", (CALL,), "ann"),), (Message("assistant", "b"),))
     where = Provenance("a.jsonl", number, annotators=("ann",), judges=("rules",))
     return Example((Message("user", f"q{number}"),), completions, judgement, where, tools=({"type": "function"},))

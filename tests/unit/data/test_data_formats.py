@@ -167,7 +167,7 @@ IMAGE = [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "i
         ({"prompt": [{"role": "user"}], "chosen": GOOD, "rejected": BAD}, "missing_field", "prompt.0.content"),
         ({"prompt": IMAGE, "chosen": GOOD, "rejected": BAD}, "vision_or_audio", "prompt.0.content.1"),
         ({"prompt": ASK, "chosen": [{**GOOD[0], "audio": {"id": 1}}], "rejected": BAD}, "vision_or_audio", "chosen.0.audio"),
-        ({"prompt": ASK, "chosen": [{**GOOD[0], "function_call": {"n": 1}}]} | {"rejected": BAD}, "unsupported_field", CALL_FIELD),
+        ({"prompt": ASK, "chosen": [{**GOOD[0], "function_call": {"n": 1}}], "rejected": BAD}, "unsupported_field", CALL_FIELD),
     ],
 )  # fmt: skip
 def test_bad_rows_name_reason_and_field(row, reason, field):

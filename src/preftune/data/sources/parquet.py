@@ -21,8 +21,8 @@ class ParquetFile:
 
     def rows(self, path: Path) -> Iterator[tuple[int, Row | UnreadableRow]]:
         """Row number and fields of every row."""
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
 
         with reading(path) as file:
             number = 0
