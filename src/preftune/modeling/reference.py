@@ -1,31 +1,30 @@
-"""The reference's log-probabilities, kept by content: scored once, served to every later run that needs them.
+"""The reference's log-probabilities, scored once and kept by content.
 
-The key is what the numbers depend on and nothing else: the reference's weights and configuration, the arithmetic
-(precision, kernel, library versions), the prompt ids, the completion ids and which of them count. Learning rate, beta,
-loss, seed, adapter rank, epochs and output folder are not in it.
+A score depends on the reference (every byte of its weights, the settings that shape its function), the precision, the
+kernels, the library versions, the prompt's ids and the completion's ids. That is the key, and nothing else is:
+learning rate, beta, loss, seed, adapter rank, epochs and folders change nothing that is stored here.
 
-On disk, below the cache folder, one folder per reference; in it each process appends to a shard of its own:
+On disk, under ``folder/<digest of the identity>/``:
 
-    <identity>/identity.json       what the digest stands for
-    <identity>/<shard>.f32         log-probabilities, little-endian float32, one record behind the other
-    <identity>/<shard>.index       36 bytes a record: key (16), offset (8), count (4), checksums of data (4) and record (4)
+    identity.json            the identity in words
+    <name>.logps             float32 log-probabilities, one record after the other, append-only
+    <name>.index             one 40-byte entry a record: key (16), first value (8), values (8), checksum (8)
 
-Data are written before their index record, and both carry checksums: a record that a crash cut short is not served,
-the others are.
+Each writer has files of its own, so readers and writers may work at once. Values are written before their entry; a
+crash can cut the last entry, which is then not there, or lose the end of the values, which the checksum finds when a
+record is looked up. Such a record is missing and is scored again.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
-import secrets
-import struct
-import zlib
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,194 +32,254 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from preftune.core.errors import CheckpointError
 from preftune.core.files import write_json
-from preftune.core.ids import digest_bytes, digest_json
+from preftune.core.ids import digest_json
 from preftune.core.records import TokenisedCompletion, TokenisedExample
 from preftune.data.pack import Pack
+from preftune.modeling.adapters import adapter_off
 from preftune.modeling.forward import Scorer, base_of
 
-RECORD = struct.Struct("<16sQII")
-CHECKSUM = struct.Struct("<I")
-RECORD_BYTES = RECORD.size + CHECKSUM.size
-ADAPTER_PARTS = ("lora_A.", "lora_B.", "lora_embedding_", "lora_magnitude_vector")
-ZERO_AT_START = ("lora_B.", "lora_embedding_B")
-
-Scores = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float32]
+ENTRY = np.dtype([("key", "S16"), ("start", "<u8"), ("count", "<u8"), ("check", "S8")])
+VOLATILE = frozenset({"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures", "attn_implementation"})
 
 
 @dataclass(frozen=True)
 class ReferenceIdentity:
-    """What reference scores depend on, apart from the tokens.
+    """What the scores of a reference depend on, besides the tokens.
 
-    Parameters
-        weights: digest of all weights and buffers, and of an adapter that changes them.
-        settings: digest of the architecture's configuration.
-        dtype: precision of the forward pass. kernel: the arithmetic, as ``Scorer.kernel`` names it.
-        versions: of the libraries that compute.
+    weights: digest of the reference's weights and function (:func:`weights_digest`). adapter: digest of adapters that
+    belong to the reference and are not merged into its weights, or None. dtype: of the weights. kernel: layout,
+    attention and head (``Scorer.kernel``). versions: of the libraries that compute.
     """
 
     weights: str
-    settings: str
     dtype: str
     kernel: str
-    device: str
-    versions: str
-
-    @cached_property
-    def digest(self) -> str:
-        """One digest of all fields."""
-        return digest_json(asdict(self))
+    adapter: str | None = None
+    versions: tuple[tuple[str, str], ...] = (("torch", torch.__version__), ("transformers", transformers.__version__))
 
     @classmethod
     def of(cls, scorer: Scorer) -> ReferenceIdentity:
-        """The identity of the model that the scorer holds, as it is now."""
+        """The identity of the model under a scorer with its fresh adapters off."""
         base = base_of(scorer.model)
-        ignored = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "_attn_implementation"}
-        settings = {key: value for key, value in base.config.to_dict().items() if key not in ignored}
-        return cls(
-            weights=weights_digest(scorer.model),
-            settings=digest_json(_plain(settings)),
-            dtype=str(next(base.parameters()).dtype).removeprefix("torch."),
-            kernel=scorer.kernel,
-            device=scorer.device.type,
-            versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
-        )
+        device = "" if scorer.device.type == "cpu" else f"@{torch.cuda.get_device_name(scorer.device)}"
+        return cls(weights_digest(scorer.model), str(base.dtype).removeprefix("torch."), scorer.kernel + device)
+
+    @cached_property
+    def digest(self) -> str:
+        """One digest of it all."""
+        return digest_json(asdict(self))
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest of every weight and buffer by name and bytes.
+    """Digest of every weight of a model without its adapters, and of the settings that shape its function.
 
-    An adapter that leaves the model as it is (B = 0, as every fresh one) does not count, so that a fresh adapter of any
-    rank and seed has its base's digest; one that changes the model does.
+    The same for a model and for the same model with fresh adapters of any rank or seed.
     """
-    tensors = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    adapter = {name: tensor for name, tensor in tensors.items() if any(part in name for part in ADAPTER_PARTS)}
-    is_fresh = all(not bool(tensor.any()) for name, tensor in adapter.items() if any(part in name for part in ZERO_AT_START))
-    is_fresh &= not any("lora_magnitude_vector" in name for name in adapter)
-    counted = {_own_name(name): tensor for name, tensor in tensors.items() if not (is_fresh and name in adapter)}
-    return digest_bytes(*(part for name in sorted(counted) for part in (name.encode(), _bytes(counted[name]))))
-
-
-def key_of(example: TokenisedExample, completion: TokenisedCompletion) -> bytes:
-    """The content key of one completion behind its prompt, 16 bytes."""
-    parts = (example.prompt_ids, completion.ids, completion.scored)
-    return bytes.fromhex(digest_bytes(*(np.asarray(part, dtype="<i8").tobytes() for part in parts)))
+    base = base_of(model)
+    state = hashlib.blake2b(digest_size=16)
+    settings = {k: v for k, v in base.config.to_dict().items() if not k.startswith("_") and k not in VOLATILE}
+    state.update(digest_json(_jsonable(settings)).encode())
+    for name, weight in sorted(_plain_weights(base)):
+        state.update(f"{name}|{weight.dtype}|{tuple(weight.shape)}|".encode())
+        state.update(memoryview(_bytes_of(weight)))
+    return state.hexdigest()
 
 
 class ReferenceCache:
-    """Per-token log-probabilities of completions under one reference.
+    """Per-token reference log-probabilities by content, on disk.
 
     Parameters
-        folder: the cache folder, shared by all references and runs; other processes may fill it at the same time.
-        identity: the reference.
+        folder: the cache's folder, shared by all runs on a machine.
+        identity: of the reference; scores of other references are in other folders.
 
     Attributes
-        num_forwards: completions that this object had scored.
+        num_forwards: completions that this object had scored by a model.
     """
 
     def __init__(self, folder: Path, identity: ReferenceIdentity) -> None:
         self.identity = identity
+        self.folder = folder / identity.digest
         self.num_forwards = 0
-        self._folder = folder / identity.digest
-        self._known: dict[bytes, Scores] = {}
-        self._shard = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._read()
+        self._writer: _Writer | None = None
+        self._shards: dict[str, tuple[int, Array]] = {}  # name -> index entries seen, values
+        self._where: dict[bytes, tuple[str, int, int, bytes]] = {}
+        self._checked: set[bytes] = set()
+        self.refresh()
 
-    def lookup(self, examples: Sequence[TokenisedExample]) -> list[TokenisedExample]:
-        """The examples with a completion that is not in the cache, each once, in their order."""
+    def refresh(self) -> None:
+        """See what other processes have written since."""
+        for path in sorted(self.folder.glob("*.index")):
+            raw = path.read_bytes()
+            entries = np.frombuffer(raw[: len(raw) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
+            seen = self._shards[path.stem][0] if path.stem in self._shards else 0
+            if len(entries) > seen:
+                self._add_shard(path.stem, entries, seen)
+
+    def lookup(self, examples: Iterable[TokenisedExample]) -> list[TokenisedExample]:
+        """The examples of which at least one completion is not in the cache, each once, in their order."""
+        self._flush()
         missing = {}
         for example in examples:
-            keys = tuple(key_of(example, completion) for completion in example.completions)
-            if any(key not in self._known for key in keys):
-                missing.setdefault(keys, example)
+            if not all(self._is_held(key) for key in self._keys(example)):
+                missing.setdefault(tuple(self._keys(example)), example)
         return list(missing.values())
 
+    def scores(self, example: TokenisedExample) -> list[Array]:
+        """Log-probabilities of the scored tokens of each completion; CheckpointError where one is not in the cache."""
+        self._flush()
+        keys = self._keys(example)
+        if not all(self._is_held(key) for key in keys):
+            raise CheckpointError(f"reference scores of example {example.example_id} are not in {self.folder}; score them first")
+        return [np.array(self._values(key), copy=True) for key in keys]
+
     def fill(self, pack: Pack, scorer: Scorer) -> None:
-        """Score a pack and keep the result; what is kept survives an interruption at once.
+        """Score a pack with fresh adapters off and keep what is new; a pack without anything new costs nothing.
 
-        The model runs in evaluation mode but with a graph, as in training: in low precision a pass without one rounds
-        differently, and the margin of step 0 would not be 0.
+        The whole pack is scored, in the shape that the policy will see, so that policy and reference round alike.
         """
-        was_training = scorer.model.training
-        scorer.model.eval()
-        try:
-            with torch.enable_grad():
-                logps = scorer.token_logps(pack).detach()
-        finally:
-            scorer.model.train(was_training)
-        self.keep(pack, logps)
-
-    def keep(self, pack: Pack, logps: Tensor) -> None:
-        """Keep the log-probabilities of a pack's scored tokens, in the order of ``pack.targets``; (targets,) nats."""
-        values = logps.to("cpu", torch.float32).numpy()
-        ends = np.cumsum(pack.num_tokens)
-        completions = [(example, one) for example in pack.examples for one in example.completions]
-        new: dict[bytes, Scores] = {}
-        for (example, completion), start, end in zip(completions, ends - pack.num_tokens, ends, strict=True):
-            self.num_forwards += 1
-            key = key_of(example, completion)
-            if key not in self._known:
-                new[key] = values[start:end].copy()
-        self._append(new)
-        self._known.update(new)
-
-    def scores(self, example: TokenisedExample) -> list[Scores]:
-        """Log-probabilities of each completion's scored tokens, in nats.
-
-        Raises
-            KeyError: a completion was never scored; ``lookup`` and ``fill`` first.
-        """
-        return [self._known[key_of(example, completion)] for completion in example.completions]
-
-    def _append(self, new: dict[bytes, Scores]) -> None:
-        if not new:
+        keys = [key for example in pack.examples for key in self._keys(example)]
+        if all(self._is_held(key) for key in keys):
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if not (self._folder / "identity.json").exists():
-            write_json(self._folder / "identity.json", asdict(self.identity))
-        with (self._folder / f"{self._shard}.f32").open("ab") as data:
-            records = []
-            for key, values in new.items():
-                content = values.astype("<f4").tobytes()
-                record = RECORD.pack(key, data.tell(), len(values), zlib.crc32(content))
-                records.append(record + CHECKSUM.pack(zlib.crc32(record)))
-                data.write(content)
-            data.flush()
-        with (self._folder / f"{self._shard}.index").open("ab") as index:
-            index.write(b"".join(records))
+        with torch.no_grad(), adapter_off(scorer.model):
+            logps = scorer.token_logps(pack).float().cpu().numpy()
+        self.num_forwards += pack.num_completions
+        parts = np.split(logps, np.cumsum(pack.num_tokens)[:-1])
+        if self._writer is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "identity.json", asdict(self.identity))
+            self._writer = _Writer(self.folder)
+        for key, part in zip(keys, parts, strict=True):
+            if not self._is_held(key):
+                self._where[key] = self._writer.append(key, part)
+                self._checked.add(key)
+        self._writer.flush()
 
-    def _read(self) -> None:
-        for path in sorted(self._folder.glob("*.index")):
-            data_path = path.with_suffix(".f32")
-            content = path.read_bytes()
-            with contextlib.suppress(FileNotFoundError, ValueError):  # no data file, or an empty one: nothing to serve
-                data = np.memmap(data_path, dtype=np.uint8, mode="r")
-                self._read_shard(content, data)
+    def close(self) -> None:
+        """Flush what was scored to the disk and free the files."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
-    def _read_shard(self, content: bytes, data: npt.NDArray[np.uint8]) -> None:
-        for at in range(0, len(content) - RECORD_BYTES + 1, RECORD_BYTES):
-            record = content[at : at + RECORD.size]
-            (checksum,) = CHECKSUM.unpack_from(content, at + RECORD.size)
-            if zlib.crc32(record) != checksum:
-                continue
-            key, offset, count, data_checksum = RECORD.unpack(record)
-            part = data[offset : offset + 4 * count]
-            if len(part) == 4 * count and zlib.crc32(part) == data_checksum:
-                self._known[key] = np.frombuffer(part, dtype="<f4")
+    def _flush(self) -> None:
+        """Map values that this process wrote since the last look."""
+        if self._writer is not None and self._writer.has_news:
+            self._writer.flush()
+            self._writer.has_news = False
+            name = self._writer.name
+            self._shards[name] = (self._writer.num_entries, _map(self.folder / f"{name}.logps"))
+
+    def _keys(self, example: TokenisedExample) -> list[bytes]:
+        prompt = np.asarray(example.prompt_ids, dtype="<i8").tobytes()
+        return [_key(prompt, completion) for completion in example.completions]
+
+    def _is_held(self, key: bytes) -> bool:
+        """Whether a record is there and whole; one that fails its checksum is forgotten."""
+        if key in self._checked:
+            return True
+        if key not in self._where:
+            return False
+        values = self._values(key)
+        if _checksum(key, values) != self._where[key][3]:
+            del self._where[key]
+            return False
+        self._checked.add(key)
+        return True
+
+    def _values(self, key: bytes) -> Array:
+        name, start, count, _ = self._where[key]
+        if name not in self._shards or start + count > len(self._shards[name][1]):
+            self._flush()
+        return self._shards[name][1][start : start + count]
+
+    def _add_shard(self, name: str, entries: npt.NDArray[Any], seen: int) -> None:
+        path = self.folder / f"{name}.logps"
+        values = _map(path) if path.is_file() else np.zeros(0, np.float32)
+        self._shards[name] = (len(entries), values)
+        for entry in entries[seen:]:
+            # numpy strips trailing zero bytes of byte strings
+            key, check = bytes(entry["key"]).ljust(16, b"\0"), bytes(entry["check"]).ljust(8, b"\0")
+            start, count = int(entry["start"]), int(entry["count"])
+            if start + count <= len(values):
+                self._where[key] = (name, start, count, check)
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+class _Writer:
+    """Appends records to a pair of files that nobody else writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = uuid.uuid4().hex
+        self.num_entries = 0
+        self.has_news = False
+        self._at = 0
+        self._values: BinaryIO = (folder / f"{self.name}.logps").open("xb")
+        self._index: BinaryIO = (folder / f"{self.name}.index").open("xb")
+        self._pending: list[bytes] = []
+
+    def append(self, key: bytes, values: Array) -> tuple[str, int, int, bytes]:
+        values = np.ascontiguousarray(values, dtype="<f4")
+        check = _checksum(key, values)
+        self._values.write(values.tobytes())
+        self._pending.append(np.array([(key, self._at, len(values), check)], ENTRY).tobytes())
+        where = (self.name, self._at, len(values), check)
+        self._at += len(values)
+        self.num_entries += 1
+        self.has_news = True
+        return where
+
+    def flush(self) -> None:
+        """Values first: an entry never promises what is not yet in the file."""
+        if self._pending:
+            self._values.flush()
+            self._index.write(b"".join(self._pending))
+            self._index.flush()
+            self._pending.clear()
+
+    def close(self) -> None:
+        self.flush()
+        for file in (self._values, self._index):
+            os.fsync(file.fileno())
+            file.close()
 
 
-def _own_name(name: str) -> str:
-    """A weight's name without what adapters put around it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+def _key(prompt: bytes, completion: TokenisedCompletion) -> bytes:
+    state = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=16)
+    state.update(prompt)
+    state.update(np.asarray(completion.ids, dtype="<i8").tobytes())
+    state.update(bytes(completion.scored))
+    return state.digest()
 
 
-def _plain(value: Any) -> Any:
+def _checksum(key: bytes, values: Array) -> bytes:
+    return hashlib.blake2b(key + values.tobytes(), digest_size=8).digest()
+
+
+def _map(path: Path) -> Array:
+    count = path.stat().st_size // 4
+    return np.memmap(path, dtype="<f4", mode="r", shape=(count,)) if count else np.zeros(0, np.float32)
+
+
+def _plain_weights(base: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters under the names that they have without adapters."""
+    found = []
+    for name, parameter in base.named_parameters():
+        parts = name.split(".")
+        if any(part.startswith("lora_") for part in parts) or "modules_to_save" in parts:
+            continue
+        found.append((".".join(part for part in parts if part not in ("base_layer", "original_module")), parameter.detach()))
+    return found
+
+
+def _bytes_of(weight: Tensor) -> npt.NDArray[np.uint8]:
+    flat: npt.NDArray[np.uint8] = weight.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return flat
+
+
+def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(one) for one in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+        return {str(key): _jsonable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(part) for part in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
