@@ -115,8 +115,10 @@ def test_byte_order_marks_at_the_head_are_skipped(tmp_path):
     for marks in (1, 2):
         path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" * marks + lines(ROWS).encode())
         assert good(path, "jsonl") == ROWS
-    path = write(tmp_path / "b.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode())
-    assert good(path, "json") == ROWS
+        path = write(tmp_path / "b.json", b"\xef\xbb\xbf" * marks + json.dumps(ROWS).encode())
+        assert good(path, "json") == ROWS
+    with pytest.raises(InputError, match="is empty"):
+        read(write(tmp_path / "c.jsonl", b"\xef\xbb\xbf"))
     path = write(tmp_path / "b.csv", b"\xef\xbb\xbfa,b\n1,2\n")
     assert good(path, "csv") == [{"a": "1", "b": "2"}]
 
@@ -151,6 +153,19 @@ def test_a_file_that_is_one_huge_line_is_refused_without_being_held(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 << 20
+
+
+def test_a_huge_object_is_refused_without_being_held(tmp_path):
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.write(b'{"prompt": "')
+        file.truncate(200 << 20)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="one JSON object of more than 64 MiB; write its rows as JSON Lines"):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 << 20
 
 
 def test_a_line_that_is_too_long_is_one_bad_row(tmp_path):
@@ -207,7 +222,7 @@ def test_elements_larger_than_a_block_and_elements_that_are_no_objects(tmp_path)
         ('[{"a": 1}] x', "there is more after the list"),
         ('[{"a": 1},\n\n {"a": oh}]', "line 3: Expecting value"),
         ('{"a": [1, 2,\n', "line 2 column 1"),
-        ("hello\n", "is not JSON: line 1 column 1"),
+        ("hello\n", "is not JSON: line 1: begins with 'h', expected a list or an object"),
         (b'[{"a": "\xff"}]', "is not UTF-8"),
         ("[" * 100_000, "nested too deeply"),
     ],

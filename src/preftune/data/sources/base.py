@@ -69,13 +69,15 @@ def source_for(path: Path) -> tuple[str, Source]:
         return name, sources.build(name)
     with reading(path) as file:
         head = file.read(HEAD_BYTES)
+    while head.startswith(BOM):
+        head = head[len(BOM) :]
     if not head.strip():
         raise InputError(f"{path} is empty")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path} is UTF-16; save it as UTF-8")
     if head.startswith(b"PAR1"):
         return "parquet", sources.build("parquet")
-    if name is None and head.replace(BOM, b"").lstrip()[:1] not in {b"[", b"{"}:
+    if name is None and head.lstrip()[:1] not in {b"[", b"{"}:
         raise InputError(
             f"{path}: unknown kind of file {suffix!r}; there is {', '.join(sorted(known))}, the text ones also .gz, .zst"
         )
@@ -85,7 +87,7 @@ def source_for(path: Path) -> tuple[str, Source]:
 
 def _json_container(head: bytes, *, is_lines: bool) -> str:
     """``jsonl`` or ``json``, by what the first lines are; the ending decides only where the content does not."""
-    lines = [line for line in head.replace(BOM, b"").split(b"\n") if line.strip()]
+    lines = [line for line in head.split(b"\n") if line.strip()]
     first_is_whole = _parses(lines[0], (dict, list))
     if first_is_whole and len(lines) > 1:
         return "jsonl"

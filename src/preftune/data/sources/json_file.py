@@ -14,7 +14,8 @@ from preftune.core.errors import InputError
 from preftune.data.sources.base import MAX_ROW_BYTES, Row, UnreadableRow, check_row, one_line, reading, sources
 
 BLOCK_BYTES = 1 << 20
-MAX_OBJECT_BYTES = 128 << 20
+MAX_BLOCK_BYTES = 8 << 20
+MAX_OBJECT_BYTES = 64 << 20
 """Largest file that holds one object: such a file cannot be streamed."""
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -32,10 +33,7 @@ class JsonFile:
         """Place and object of every element."""
         with reading(path) as file:
             stream = _Stream(file, path, self.max_row_bytes)
-            if stream.peek() == "[":
-                values: Iterator[Any] = stream.elements()
-            else:
-                values = iter(_rows_of_object(stream.whole(), path))
+            values = stream.elements() if stream.opening() == "[" else iter(_rows_of_object(stream.whole(), path))
             for number, value in enumerate(values, start=1):
                 yield number, check_row(value)
 
@@ -54,6 +52,14 @@ class _Stream:
         self._bytes = 0
         self._line = 1
         self._is_at_end = False
+
+    def opening(self) -> str:
+        """``[`` or ``{``: how the text begins, byte-order marks aside."""
+        while (found := self.peek()) == "\ufeff":
+            self._at += 1
+        if found not in {"[", "{"}:
+            raise self._error(f"begins with {found!r}, expected a list or an object")
+        return found
 
     def peek(self) -> str:
         """The next character that is not blank, or an empty string at the end."""
@@ -121,10 +127,10 @@ class _Stream:
         self._at += 1
 
     def _more(self) -> bool:
-        """Read another block, twice as long as what waits; False at the end of the file."""
+        """Read another block, as long as what waits already (few retries for long rows); False at the end of the file."""
         if self._is_at_end:
             return False
-        block = self._file.read(max(BLOCK_BYTES, len(self._text) - self._at))
+        block = self._file.read(min(max(BLOCK_BYTES, len(self._text) - self._at), MAX_BLOCK_BYTES))
         try:
             text = self._decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
