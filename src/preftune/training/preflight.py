@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from preftune.core.errors import Finding, InputError
 from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
+from preftune.data.split import Leak
 from preftune.maths.losses.base import losses
 from preftune.modeling.load import model_path
 from preftune.training.optim import DEFAULT_LR, lr_of, num_steps_of, schedule_of
@@ -108,12 +109,24 @@ def check_stage(config: StageConfig, data: StageFacts, *, has_chat_template: boo
     return findings
 
 
-def check_leaks(found: Sequence[Any], trained: str, held_out: str) -> list[Finding]:
-    """A blocker where prompts of a held-out set were trained on; ``found`` is what ``data.split.leaks`` gave."""
-    if not found:
-        return []
-    fact = f"{len(found)} of {held_out} are also in {trained} (first: {_excerpt(found[0])})"
-    return [Finding("blocker", "leakage", fact, "take them out of one of the two, or let preftune split one file by prompt")]
+def check_leaks(found: Sequence[Leak], trained: str, held_out: str) -> list[Finding]:
+    """Findings about prompts of a held-out set that were trained on; ``found`` is what ``data.split.leaks`` gave.
+
+    Equal prompts block; nearly equal ones warn, because a narrow domain has them by nature.
+    """
+    findings: list[Finding] = []
+    kinds: tuple[tuple[str, Literal["blocker", "warning"], str], ...] = (
+        ("exact", "blocker", "also"),
+        ("near", "warning", "nearly the same"),
+    )
+    for kind, level, word in kinds:
+        places = [leak for leak in found if leak.kind == kind]
+        if places:
+            first = f"number {places[0].heldout + 1} is number {places[0].train + 1} there"
+            fact = f"{len(places)} of {held_out} are {word} in {trained} (the first: {first})"
+            way_out = "take them out of one of the two, or let preftune split one file by prompt"
+            findings.append(Finding(level, "leakage" if kind == "exact" else "near_leakage", fact, way_out))
+    return findings
 
 
 def _check_splits(config: StageConfig, data: StageFacts) -> list[Finding]:
@@ -162,11 +175,6 @@ def _check_settings(config: StageConfig, num_examples: int) -> list[Finding]:
         fact = f"stage {config.name}: dropout {config.lora.dropout:g} acts on the policy and not on its reference"
         findings.append(Finding("warning", "dropout", fact, "set lora.dropout: 0 for margins without that noise"))
     return findings
-
-
-def _excerpt(leak: Any) -> str:
-    text = " ".join(str(getattr(leak, "prompt", leak)).split())
-    return repr(text if len(text) <= 80 else f"{text[:79]}…")
 
 
 def _json(path: Path) -> dict[str, Any]:

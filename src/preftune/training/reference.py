@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.core.events import EventSink
-from preftune.data.pack import Pack
+from preftune.core.errors import Interrupted
+from preftune.core.events import EventSink, Progress
+from preftune.core.records import TokenisedExample
+from preftune.data.pack import Pack, pack_step
 from preftune.modeling.forward import Scorer
-from preftune.modeling.reference import ReferenceCache
+from preftune.modeling.reference import ReferenceCache, ReferenceIdentity
 from preftune.training.state import StagePlan
 
 
@@ -22,7 +24,7 @@ class Reference:
 
     Parameters
         cache: per-token log-probabilities by content. device: where packs are scored.
-        is_fresh: every score was computed by this process, in the packs of the first epoch.
+        is_fresh: the first pack was scored by this process, as it will be trained on.
     """
 
     cache: ReferenceCache
@@ -55,10 +57,16 @@ def score_reference(
     """
     identity = ReferenceIdentity.of(scorer)
     cache = ReferenceCache(stage.cache_folder, identity)
-    examples = {example.example_id: example for pack in packs for example in pack.examples}
-    missing = {example.example_id for example in cache.lookup(list(examples.values()))}
-    is_fresh = len(missing) == len(examples)
-    todo = list(packs) if is_fresh else _packs_of([examples[key] for key in sorted(missing)], stage.config.tokens_per_pack)
+    todo: list[Pack] = []
+    left: list[TokenisedExample] = []
+    for pack in packs:
+        missing = cache.lookup(pack.examples)
+        if len(missing) == len(pack.examples):
+            todo.append(pack)
+        else:
+            left.extend(missing)
+    is_fresh = bool(packs) and bool(todo) and todo[0] is packs[0]
+    todo += pack_step(left, stage.config.tokens_per_pack)
     for done, pack in enumerate(todo):
         if should_stop():
             raise Interrupted(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from preftune.core.events import CheckpointSaved, StepDone
+from preftune.core.events import StepDone
 from preftune.core.recipe import LoraConfig, ModelConfig, StageConfig
 from preftune.core.records import Provenance, TokenisedCompletion, TokenisedExample
 
@@ -116,21 +116,14 @@ def main() -> None:
     from preftune.training.loop import run_stage
 
     work = Path(sys.argv[1])
-    given = dict(pair.split("=", 1) for pair in sys.argv[2:])
-    die, term = int(given.pop("die", 0)), int(given.pop("term", 0))
-    resume, folder = given.pop("resume", "") == "yes", given.pop("folder", "run")
+    given = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in sys.argv[2:])}
+    step, train = given.pop("die"), make_examples(given.pop("count"))
 
     def sink(event: object) -> None:
-        if isinstance(event, StepDone) and event.step == die:
+        if isinstance(event, StepDone) and event.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        if isinstance(event, StepDone) and event.step == term:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if isinstance(event, CheckpointSaved):
-            print("saved", event.step, flush=True)
 
-    changes = {key: json.loads(value) for key, value in given.items()}
-    result = run_stage(make_plan(work, work / "model", folder=folder, resume=resume, **changes), sink)
-    print(json.dumps({"steps": result.steps, "forwards": result.reference_forwards, "from": result.resumed_from}))
+    run_stage(make_plan(work, work / "model", train, **given), sink)
 
 
 if __name__ == "__main__":
