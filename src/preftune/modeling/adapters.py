@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import peft
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from torch import Tensor, nn
@@ -68,14 +67,13 @@ class LeanLoraLinear(PeftLoraLinear):
         active = [name for name in self.active_adapters if name in self.lora_A]
         is_plain = not (self.disable_adapters or self.merged or args or kwargs) and len(active) == 1
         if not is_plain or active[0] in self.lora_variant or self.lora_bias[active[0]]:
-            return cast(Tensor, super().forward(x, *args, **kwargs))
+            return super().forward(x, *args, **kwargs)
         name = active[0]
-        base = cast(nn.Module, self.base_layer)
-        y = cast(Tensor, base(x))
+        y = cast(Tensor, self.base_layer(x))
         low = x.dtype
-        a = self.lora_A[name].weight.to(low)
-        b = (self.lora_B[name].weight * self.scaling[name]).to(low)
-        inner = F.linear(self.lora_dropout[name](x), a)
+        a = cast(Tensor, self.lora_A[name].weight).to(low)
+        b = (cast(Tensor, self.lora_B[name].weight) * self.scaling[name]).to(low)
+        inner = nn.functional.linear(self.lora_dropout[name](x), a)
         added = torch.addmm(y.view(-1, y.shape[-1]), inner.view(-1, inner.shape[-1]), b.t())
         return added.view(y.shape)
 

@@ -18,14 +18,14 @@ Four paths, one result:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
 from preftune.core.errors import PreftuneError
@@ -212,6 +212,7 @@ class GroupAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
+        """Outputs of every group, and its probabilities where they will be wanted again."""
         _, heads, tokens, width = q.shape
         kv_heads, out_width = k.shape[1], v.shape[3]
         is_training = any(ctx.needs_input_grad[:3])
@@ -229,15 +230,17 @@ class GroupAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
         q, k, v = ctx.saved_tensors
         _, heads, tokens, width = q.shape
         kv_heads, out_width = k.shape[1], v.shape[3]
         grad = grads[0][0]
         # laid out (tokens, heads, D), as the projections that made q, k and v want their gradients
         dq, dk, dv = (x.new_empty(tokens, x.shape[1], x.shape[3]) for x in (q, k, v))
-        for group, p in zip(ctx.layout.groups, ctx.kept, strict=True):
+        for group, kept in zip(ctx.layout.groups, ctx.kept, strict=True):
             n, span = group.num_tokens, slice(group.start, group.start + group.num_tokens)
             rows, keys, values = q[0, :, span].reshape(kv_heads, -1, width), k[0, :, span], v[0, :, span]
+            p = kept
             if p is None:
                 p = _probabilities(rows, keys, ctx.layout.mask(group, ctx.window, heads // kv_heads, q), ctx.scale)
             do = grad[span].transpose(0, 1).reshape(kv_heads, -1, out_width)
@@ -273,9 +276,9 @@ class _Flat:
         if q.device.type != "cpu" and groups > 1:  # on CUDA a mask together with enable_gqa takes the slow path
             k, v, groups = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), 1
         if offset == 0 and (self.window is None or length <= self.window):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=groups > 1)
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=groups > 1)
         seen = _seen(length, offset, self.window, q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.scale, enable_gqa=groups > 1)
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.scale, enable_gqa=groups > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +304,7 @@ class _Explicit:
         else:  # a sink is one more key per head that takes probability and gives no value
             sinks = self.sinks.float().reshape(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
             p = torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
-        return F.dropout(p.to(q.dtype), self.dropout) @ v
+        return functional.dropout(p.to(q.dtype), self.dropout) @ v
 
 
 def _seen(length: int, offset: int, window: int | None, device: torch.device) -> Tensor:

@@ -123,7 +123,7 @@ class Scorer:
             logits = base(input_ids=ids, use_cache=False, **extras).logits[0]
             picked = logits.index_select(0, rows)
             picked = picked if picked.dtype == torch.float64 else picked.float()
-            return cast(Tensor, torch.log_softmax(picked, -1).gather(1, targets[:, None]).squeeze(1))
+            return torch.log_softmax(picked, -1).gather(1, targets[:, None]).squeeze(1)
         hidden = base.base_model(input_ids=ids, use_cache=False, **extras).last_hidden_state[0]
         # index_select, because the backward of h[rows] adds in any order where a row is used twice
         return token_logps(hidden.index_select(0, rows), output_head(base), targets, self._spec)
@@ -191,7 +191,7 @@ def output_head(base: PreTrainedModel) -> nn.Module:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Keep only layer inputs for backward and compute the rest again: less memory, about a third more time."""
-    base_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call]
 
 
 def _has_plain_layout(base: PreTrainedModel) -> bool:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from preftune.core.errors import InputError
-from preftune.core.records import Message, Messages
 from preftune.core.recipe import DecodingConfig
+from preftune.core.records import Message, Messages
 from preftune.modeling.attention import plain_attention
 from preftune.modeling.forward import base_of
 from preftune.modeling.load import NO_LIMIT
@@ -48,7 +48,7 @@ def generate(
     prompts: Sequence[Prompt],
     decoding: DecodingConfig,
     seed: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """One completion per prompt, in the order of the prompts.
 
@@ -81,7 +81,8 @@ def generate(
                 for position, ids in decode(model, batch, decoding, tokenizer.eos_ids):
                     results[members[position]] = ids
                     done += 1
-                on_progress(done, len(rows))
+                if on_progress is not None:
+                    on_progress(done, len(rows))
     finally:
         model.train(was_training)
     return [_generation(tokenizer, results[index]) for index in range(len(rows))]
@@ -102,7 +103,7 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> T
     probabilities = torch.softmax(logits.float() / temperature, -1)
     ids = None
     if top_p < 1:
-        probabilities, ids = probabilities.sort(-1, descending=True, stable=True)
+        probabilities, ids = torch.sort(probabilities, stable=True, dim=-1, descending=True)
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     total = probabilities.double().cumsum(-1)

@@ -59,6 +59,7 @@ class TokenLogps(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: HeadSpec, wants_grad: bool
     ) -> Tensor:
+        """Log-probabilities, and with ``wants_grad`` their derivative by the hidden states."""
         forms_unit = wants_grad and ctx.needs_input_grad[0]
         unit = torch.empty_like(hidden) if forms_unit else None
         logps = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
@@ -84,6 +85,7 @@ class TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The unit gradient scaled by the upstream weights, and the gradients of a trained head."""
         unit, hidden, weight, bias, targets = ctx.saved_tensors
         spec, grad = ctx.spec, grads[0]
         dh = None if unit is None else (unit * (grad * spec.scale)[:, None]).to(hidden.dtype)
@@ -142,7 +144,7 @@ def _module_logps(hidden: Tensor, head: nn.Module, targets: Tensor, spec: HeadSp
         return torch.log_softmax(_shape(head(rows), spec), -1).gather(1, ids[:, None]).squeeze(1)
 
     parts = []
-    for rows, ids in zip(hidden.split(spec.chunk), targets.split(spec.chunk), strict=True):
+    for rows, ids in zip(torch.split(hidden, spec.chunk), torch.split(targets, spec.chunk), strict=True):
         if torch.is_grad_enabled():
             parts.append(cast(Tensor, torch.utils.checkpoint.checkpoint(chunk_logps, rows, ids, use_reentrant=False)))
         else:

@@ -59,7 +59,7 @@ def absorb_adapter(model: PeftModel, dtype: torch.dtype) -> tuple[PreTrainedMode
     merged = cast(PreTrainedModel, cast(Any, model).merge_and_unload(safe_merge=True))
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(dtype)
-        parameter.requires_grad_(requires_grad=True)
+        parameter.requires_grad = True
     merged.config.dtype = dtype
     return merged, None if factors is None else (factors,)
 

@@ -13,7 +13,7 @@ import json
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT as HUB
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from preftune.core.errors import InputError
@@ -96,18 +97,6 @@ def load_tokenizer(config: ModelConfig) -> HubTokenizer:
     return HubTokenizer(raw, eos, config.name)
 
 
-def read_max_positions(config: ModelConfig) -> int:
-    """The tokens that a row may have, from the configuration alone: no weights are read."""
-    path = model_path(config.name)
-    with quiet(), one_line(config.name):
-        adapter = _adapter_config(path, config)
-        source = path if adapter is None else model_path(str(adapter.base_model_name_or_path))
-        settings = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
-    _refuse(settings, config.name)
-    limits = position_limits(settings.get_text_config())
-    return limits[0] if limits else NO_LIMIT
-
-
 def load_model(config: ModelConfig, *, precision: Precision) -> LoadedModel:
     """Weights and tokenizer of a causal language model, on the CPU, dropout off, nothing trainable decided yet.
 
@@ -128,27 +117,15 @@ def load_model(config: ModelConfig, *, precision: Precision) -> LoadedModel:
             model, parts = absorb_adapter(wrapped, dtype)
         set_lineage(model, Lineage(_portable(base), parts if adapter is not None else ()))
     tokenizer = load_tokenizer(config)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
     largest = max(tokenizer.raw.get_vocab().values())
     if largest >= rows:
         raise InputError(
             f"{config.name}: its tokenizer has ids up to {largest} but the model has {rows} embeddings; they do not match"
         )
     limits = position_limits(model.config.get_text_config())
-    model.eval()
+    model.train(False)
     return LoadedModel(model, tokenizer, config.name, path, limits[0] if limits else NO_LIMIT)
-
-
-def read_max_positions(config: ModelConfig) -> int:
-    """Tokens that a row may have, from the configuration alone; ``NO_LIMIT`` where it names none."""
-    path = model_path(config.name)
-    with quiet(), one_line(config.name):
-        adapter = _adapter_config(path, config)
-        source = path if adapter is None else model_path(str(adapter.base_model_name_or_path))
-        settings = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
-        _refuse(settings, config.name)
-        limits = position_limits(settings.get_text_config())
-    return limits[0] if limits else NO_LIMIT
 
 
 def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> PreTrainedModel:
@@ -156,7 +133,8 @@ def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> Pre
     _refuse(settings, name)
     for part in {id(part): part for part in (settings, settings.get_text_config())}.values():
         _no_randomness(part)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    read = cast(Callable[..., tuple[PreTrainedModel, dict[str, Any]]], AutoModelForCausalLM.from_pretrained)
+    model, info = read(
         path,
         config=settings,
         revision=revision,
@@ -170,7 +148,7 @@ def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> Pre
         raise InputError(
             f"{name}: {len(missing)} weights are not in its files, first {missing[0]}; the model folder is incomplete"
         )
-    return cast(PreTrainedModel, model)
+    return model
 
 
 def _refuse(settings: PreTrainedConfig, name: str) -> None:
@@ -212,7 +190,7 @@ def _adapter_config(path: str, config: ModelConfig) -> PeftConfig | None:
         adapter = PeftConfig.from_pretrained(path)
         if not adapter.base_model_name_or_path:
             raise InputError(f"{config.name}: {ADAPTER_CONFIG} does not name its base model; set base_model_name_or_path")
-        return adapter
+        return cast(PeftConfig, adapter)
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(
@@ -230,7 +208,7 @@ def _stated_eos(path: str, revision: str | None) -> tuple[int, ...]:
     for file in ("generation_config.json", "config.json"):
         local = Path(path) / file
         if not Path(path).is_dir():
-            from transformers.utils import cached_file
+            from transformers.utils.hub import cached_file
 
             found = cached_file(path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
             local = Path(found) if found else local

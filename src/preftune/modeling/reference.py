@@ -18,13 +18,12 @@ record is looked up. Such a record is missing and is scored again.
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +83,7 @@ def weights_digest(model: nn.Module) -> str:
     state.update(digest_json(_jsonable(settings)).encode())
     for name, weight in sorted(_plain_weights(base)):
         state.update(f"{name}|{weight.dtype}|{tuple(weight.shape)}|".encode())
-        state.update(memoryview(_bytes_of(weight)))
+        state.update(_bytes_of(weight).data)
     return state.hexdigest()
 
 
@@ -120,8 +119,7 @@ class ReferenceCache:
 
     def lookup(self, examples: Iterable[TokenisedExample]) -> list[TokenisedExample]:
         """The examples of which at least one completion is not in the cache, each once, in their order."""
-        self._flush()
-        missing = {}
+        missing: dict[tuple[bytes, ...], TokenisedExample] = {}
         for example in examples:
             if not all(self._is_held(key) for key in self._keys(example)):
                 missing.setdefault(tuple(self._keys(example)), example)
@@ -129,7 +127,6 @@ class ReferenceCache:
 
     def scores(self, example: TokenisedExample) -> list[Array]:
         """Log-probabilities of the scored tokens of each completion; CheckpointError where one is not in the cache."""
-        self._flush()
         keys = self._keys(example)
         if not all(self._is_held(key) for key in keys):
             raise CheckpointError(f"reference scores of example {example.example_id} are not in {self.folder}; score them first")
@@ -156,20 +153,8 @@ class ReferenceCache:
                 self._where[key] = self._writer.append(key, part)
                 self._checked.add(key)
         self._writer.flush()
-
-    def close(self) -> None:
-        """Flush what was scored to the disk and free the files."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def _flush(self) -> None:
-        """Map values that this process wrote since the last look."""
-        if self._writer is not None and self._writer.has_news:
-            self._writer.flush()
-            self._writer.has_news = False
-            name = self._writer.name
-            self._shards[name] = (self._writer.num_entries, _map(self.folder / f"{name}.logps"))
+        name = self._writer.name
+        self._shards[name] = (self._writer.num_entries, _map(self.folder / f"{name}.logps"))
 
     def _keys(self, example: TokenisedExample) -> list[bytes]:
         prompt = np.asarray(example.prompt_ids, dtype="<i8").tobytes()
@@ -190,8 +175,6 @@ class ReferenceCache:
 
     def _values(self, key: bytes) -> Array:
         name, start, count, _ = self._where[key]
-        if name not in self._shards or start + count > len(self._shards[name][1]):
-            self._flush()
         return self._shards[name][1][start : start + count]
 
     def _add_shard(self, name: str, entries: npt.NDArray[Any], seen: int) -> None:
@@ -207,41 +190,32 @@ class ReferenceCache:
 
 
 class _Writer:
-    """Appends records to a pair of files that nobody else writes."""
+    """Appends records to a pair of files that nobody else writes; no file stays open between packs."""
 
     def __init__(self, folder: Path) -> None:
         self.name = uuid.uuid4().hex
         self.num_entries = 0
-        self.has_news = False
+        self._folder = folder
         self._at = 0
-        self._values: BinaryIO = (folder / f"{self.name}.logps").open("xb")
-        self._index: BinaryIO = (folder / f"{self.name}.index").open("xb")
-        self._pending: list[bytes] = []
+        self._values: list[bytes] = []
+        self._index: list[bytes] = []
 
     def append(self, key: bytes, values: Array) -> tuple[str, int, int, bytes]:
         values = np.ascontiguousarray(values, dtype="<f4")
         check = _checksum(key, values)
-        self._values.write(values.tobytes())
-        self._pending.append(np.array([(key, self._at, len(values), check)], ENTRY).tobytes())
         where = (self.name, self._at, len(values), check)
+        self._values.append(values.tobytes())
+        self._index.append(np.array([(key, self._at, len(values), check)], ENTRY).tobytes())
         self._at += len(values)
         self.num_entries += 1
-        self.has_news = True
         return where
 
     def flush(self) -> None:
         """Values first: an entry never promises what is not yet in the file."""
-        if self._pending:
-            self._values.flush()
-            self._index.write(b"".join(self._pending))
-            self._index.flush()
-            self._pending.clear()
-
-    def close(self) -> None:
-        self.flush()
-        for file in (self._values, self._index):
-            os.fsync(file.fileno())
-            file.close()
+        for suffix, parts in ((".logps", self._values), (".index", self._index)):
+            with (self._folder / f"{self.name}{suffix}").open("ab") as file:
+                file.write(b"".join(parts))
+            parts.clear()
 
 
 def _key(prompt: bytes, completion: TokenisedCompletion) -> bytes:
