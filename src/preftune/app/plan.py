@@ -216,8 +216,7 @@ def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData])
     except PreftuneError as error:
         return [Finding("blocker", "unreadable_evaluation", str(error), "mend the evaluation section of the recipe")]
     for index, data in enumerate(stages):
-        found = [prompts[leak.heldout] for leak in leaks(data.prompts, prompts)]
-        findings += check_leaks(found, f"stage {index + 1}'s training data", "the verdict prompts")
+        findings += check_leaks(leaks(data.prompts, prompts), f"stage {index + 1}'s training data", "the verdict prompts")
     if pairs_judge is not None:
         findings += _check_independence(judge, pairs_judge)
     if isinstance(judge, RulesJudge):

@@ -128,6 +128,18 @@ def load_model(config: ModelConfig, *, precision: Precision) -> LoadedModel:
     return LoadedModel(model, tokenizer, config.name, path, limits[0] if limits else NO_LIMIT)
 
 
+def read_max_positions(config: ModelConfig) -> int:
+    """Tokens that a row may have, from the configuration alone; ``NO_LIMIT`` where it names none."""
+    path = model_path(config.name)
+    with quiet(), one_line(config.name):
+        adapter = _adapter_config(path, config)
+        source = path if adapter is None else model_path(str(adapter.base_model_name_or_path))
+        settings = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        _refuse(settings, config.name)
+    limits = position_limits(settings.get_text_config())
+    return limits[0] if limits else NO_LIMIT
+
+
 def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> PreTrainedModel:
     settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     _refuse(settings, name)
