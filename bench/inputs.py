@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ def write_rows(path: Path, rows: Iterable[Row]) -> Path:
     return path
 
 
-def rasbt_rows() -> tuple[list[Row], list[Row], int]:
-    """Training rows, held-out rows and the number of training rows left out for leaking.
+def rasbt_rows() -> tuple[list[Row], list[Row], dict[str, int]]:
+    """Training rows, held-out rows, and how many rows were left out, by reason.
 
     First 1,000 rows without those whose prompt also stands (exactly or nearly) in the last 100; held out: the last 100.
+    Rows that preftune refuses (identical completions, characters that the tokenizer drops) are left out for both systems.
     The prompt is raw text that ends in "Answer:", so that no token of the model's tokenizer (its tokens may span blanks
     and newlines) crosses into the answer: TRL drops such a token from the prompt, preftune keeps the prompt whole.
     """
@@ -44,14 +46,34 @@ def rasbt_rows() -> tuple[list[Row], list[Row], int]:
         return row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
 
     def text(row: Row) -> Row:
-        return {"prompt": f"{prompt(row)}\nAnswer:", "chosen": f" {row['chosen']}", "rejected": f" {row['rejected']}"}
+        return {"prompt": f"{prompt(row)}\nAnswer:", "chosen": row["chosen"], "rejected": row["rejected"]}
 
     train, heldout = rows[:1000], rows[1000:]
     # a held-out prompt names its nearest training prompt only: look again until none leaks
     while found := leaks([prompt(row) for row in train], [prompt(row) for row in heldout]):
         leaking = {leak.train for leak in found}
         train = [row for at, row in enumerate(train) if at not in leaking]
-    return [text(row) for row in train], [text(row) for row in heldout], 1000 - len(train)
+    left_out = {"leaks": 1000 - len(train)}
+    train, heldout = (usable([text(row) for row in part], left_out) for part in (train, heldout))
+    return train, heldout, left_out
+
+
+def usable(rows: Sequence[Row], left_out: dict[str, int]) -> list[Row]:
+    """The rows that preftune reads and tokenises with the model's tokenizer; counts the others by reason."""
+    from preftune.core.recipe import ModelConfig
+    from preftune.data.pipeline import read_examples
+    from preftune.data.tokenize import tokenise
+    from preftune.modeling.load import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_rows(Path(folder) / "rows.jsonl", rows)
+        read = read_examples([str(path)], style="text")
+        tokenizer = load_tokenizer(ModelConfig(name=str(TINYSTORIES)))
+        made = tokenise(read.examples, tokenizer, view="pairs", max_length=512, too_long="exclude")
+    for one in (*read.excluded, *made.excluded):
+        left_out[one.reason] = left_out.get(one.reason, 0) + 1
+    kept = {example.provenance.line for example in made.examples}
+    return [row for line, row in enumerate(rows, 1) if line in kept]
 
 
 def hh_lengths() -> list[tuple[int, int, int]]:

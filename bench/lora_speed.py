@@ -112,6 +112,7 @@ class Bench:
             "timed_steps": timed,
             "step_seconds": steps,
             "seconds_per_step": statistics.mean(steps),
+            "cpu_seconds_per_step": statistics.mean(done["step_cpu_seconds"][1:]),
             "first_epoch_seconds_per_step": (before + sum(done["step_seconds"])) / (1 + timed),
             "peak_rss_bytes": done["peak_rss_bytes"],
             "process_seconds": done["process_seconds"],

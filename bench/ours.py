@@ -18,7 +18,7 @@ from preftune.modeling.load import load_model
 from preftune.training.devices import set_allocator
 from preftune.training.loop import run_stage
 from preftune.training.state import StagePlan
-from process import peak_rss_bytes
+from process import differences, peak_rss_bytes
 from rows import ids_of, rows_of
 
 
@@ -27,18 +27,15 @@ class StepClock:
 
     def __init__(self) -> None:
         self.times: list[float] = [time.perf_counter()]
+        self.cpu: list[float] = []
         self.losses: list[float] = []
 
     def __call__(self, event: Event, /) -> None:
-        if isinstance(event, StageStarted):
+        if isinstance(event, StageStarted | StepDone):
             self.times.append(time.perf_counter())
+            self.cpu.append(time.process_time())
         if isinstance(event, StepDone):
-            self.times.append(time.perf_counter())
             self.losses.append(event.metrics["loss"])
-
-    @property
-    def seconds(self) -> list[float]:
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +78,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ready = clock.times[0] = time.perf_counter()
         done = run_stage(plan, clock)
         trained = time.perf_counter()
-    prepared, *steps = clock.seconds
+    prepared, *steps = differences(clock.times)
     return {
         "system": "preftune",
         "versions": {"torch": torch.__version__},
@@ -92,6 +89,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "prepare_seconds": prepared,  # adapters, checks at run start, every reference score of these rows
         "train_seconds": trained - ready,  # preparation, steps and the final save
         "step_seconds": steps,
+        "step_cpu_seconds": differences(clock.cpu),
         "peak_rss_bytes": peak_rss_bytes(),
         "reference_forwards": done.reference_forwards,
         "facts": {key: value for key, value in done.facts.items() if isinstance(value, str | int | float)},

@@ -34,7 +34,7 @@ def same_ids(first: Path, second: Path) -> int:
 
 def parity(steps: int, seed: int) -> dict[str, Any]:
     """The two runs and their largest gap."""
-    train, _, num_leaking = inputs.rasbt_rows()
+    train, _, left_out = inputs.rasbt_rows()
     random.Random(seed).shuffle(train)
     model = str(inputs.TINYSTORIES)
     with tempfile.TemporaryDirectory() as name:
@@ -49,7 +49,7 @@ def parity(steps: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "steps": len(gaps),
         "rows": ours["rows"],
-        "rows_left_out_for_leaking": num_leaking,
+        "left_out": left_out,
         "rows_with_other_ids": differing,
         "largest_gap": max(gaps),
         "tolerance": TOLERANCE,

@@ -23,7 +23,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from process import peak_rss_bytes
+from process import differences, peak_rss_bytes
 
 DTYPES = ("float32", "autocast", "bfloat16", "bfloat16-autocast")
 
@@ -32,17 +32,15 @@ class StepClock(TrainerCallback):
     """Seconds of every optimiser step, data loading included."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.times: list[float] = []
+        self.cpu: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.on_step_end()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+        self.times.append(time.perf_counter())
+        self.cpu.append(time.process_time())
 
 
 class RecordingTrainer(DPOTrainer):
@@ -124,7 +122,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rows": len(made.train_dataset),
         "build_seconds": built - imported,  # loading, tokenising and, with precompute, the reference pass
         "train_seconds": trained - ready,
-        "step_seconds": clock.seconds,
+        "step_seconds": differences(clock.times),
+        "step_cpu_seconds": differences(clock.cpu),
         "peak_rss_bytes": peak_rss_bytes(),
         "logged": [{"step": row["step"], "loss": row["loss"]} for row in made.state.log_history if "loss" in row],
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -11,3 +13,8 @@ def peak_rss_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def differences(times: Sequence[float]) -> list[float]:
+    """Seconds between one time and the next."""
+    return [after - before for before, after in pairwise(times)]

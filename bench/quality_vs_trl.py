@@ -28,7 +28,7 @@ ALLOWED_TIME = 1 / 3  # of TRL's
 
 def compare(seeds: Sequence[int]) -> dict[str, Any]:
     """Both systems on every seed."""
-    train, held, num_leaking = inputs.rasbt_rows()
+    train, held, left_out = inputs.rasbt_rows()
     model = str(inputs.TINYSTORIES)
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -66,7 +66,7 @@ def compare(seeds: Sequence[int]) -> dict[str, Any]:
                     f"step {1000 * one['median_step_seconds']:.0f} ms  whole process {one['process_seconds']:.1f} s"
                 )
             rounds.append(found)
-    return summary(rounds) | {"pairs": len(train), "held_out": len(held), "left_out_for_leaking": num_leaking, "rounds": rounds}
+    return summary(rounds) | {"pairs": len(train), "held_out": len(held), "left_out": left_out, "rounds": rounds}
 
 
 def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
