@@ -5,7 +5,6 @@ from functools import cache
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from preftune.core.ids import digest_bytes
 from preftune.data.chat import CHATML, PLAIN
 from preftune.modeling.tokenizer import HubTokenizer
 
@@ -110,8 +109,3 @@ def tokenizer_of(kind: str) -> HubTokenizer:
     raw.chat_template = template
     ends = {end, *({"<end_of_turn>"} if kind == "gemma" else set()), *({"<|end|>"} if kind == "two-ends" else set())}
     return Plain(raw, sorted(raw.convert_tokens_to_ids(token) for token in ends), kind)
-
-
-def seed_of(*parts: str) -> int:
-    """A number for a text, the same in every process."""
-    return int(digest_bytes(*(part.encode() for part in parts))[:8], 16)

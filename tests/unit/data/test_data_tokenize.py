@@ -236,6 +236,18 @@ def test_appended_text_has_no_blank_in_front(shared_data):
     assert whole.strip() == "She saiding a song"
 
 
+def test_unknown_characters_that_fuse_over_the_joint_are_not_swallowed(shared_data):
+    raw = AutoTokenizer.from_pretrained(shared_data / "models" / "tinystories-656k" / "hf")
+    raw.backend_tokenizer.model.unk_token = "<unk>"
+    raw.backend_tokenizer.model.fuse_unk = True
+    tokenizer = HubTokenizer(raw, [2])
+    tokens = one(pair(turns((U, "Say é")), turns((A, "éé it")), turns((A, " no")), style="text"), tokenizer)
+    whole = tokenizer.encode("Say ééé it", add_special_tokens=False)
+    assert whole[: len(tokens.prompt_ids) - 1] == list(tokens.prompt_ids[1:])  # one token for both sides' characters
+    assert tokens.completions[0].ids[0] == raw.unk_token_id
+    assert tokens.boundary == "appended"
+
+
 # --- raw text -----------------------------------------------------------------------------------------------------
 
 
