@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from preftune.core.version import __version__
+
 if TYPE_CHECKING:
     from preftune.app.evaluate import EvaluationResult
     from preftune.app.train import TrainResult
     from preftune.core.events import EventSink
     from preftune.data.pipeline import ReadResult
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "read", "train"]
 
 

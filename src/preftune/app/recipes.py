@@ -16,6 +16,7 @@ from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Reci
 
 STARTER = "starter"
 BUILT_IN_TEMPLATES = ("chatml", "plain")
+PATH_KEYS = ("data", "train", "select", "prompts", "judge", "pairs_judge", "pairs", "chat_template")
 
 
 def loss_options() -> dict[str, list[str]]:
@@ -40,7 +41,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     given = read_mapping(path)
     for override in overrides:
-        _override(given, override)
+        apply_override(given, override)
     given.setdefault("name", path.stem)
     try:
         return make_recipe(given, path.resolve().parent)
@@ -117,7 +118,7 @@ def _add_float_resolver() -> None:
 _add_float_resolver()
 
 
-def _override(given: dict[str, Any], override: str) -> None:
+def apply_override(given: dict[str, Any], override: str) -> None:
     """Apply one ``dotted.key=value``."""
     key, sign, text = override.partition("=")
     if not sign or not key:
@@ -139,7 +140,20 @@ def _override(given: dict[str, Any], override: str) -> None:
             target = target[part]
     if isinstance(target, list):
         raise RecipeError(f"override {override!r}: name a key of an entry, such as {'.'.join(parts[:-1])}.0.{parts[-1]}")
-    target[parts[-1]] = value
+    target[parts[-1]] = _from_here(parts[-1], value)
+
+
+def _from_here(key: str, value: Any) -> Any:
+    """Paths typed on the command line are relative to where it was typed, not to the recipe file."""
+    if isinstance(value, dict):
+        return {inner: _from_here(inner, one) for inner, one in value.items()}
+    if isinstance(value, list):
+        return [_from_here(key, one) for one in value]
+    if not isinstance(value, str) or not value:
+        return value
+    is_path = key in PATH_KEYS and value not in BUILT_IN_TEMPLATES
+    is_folder = key in {"model", "name", "from_checkpoint"} and value != STARTER and Path(value).expanduser().is_dir()
+    return _path(value, Path.cwd()) if is_path or is_folder else value
 
 
 def _absolute(recipe: Recipe, folder: Path) -> Recipe:

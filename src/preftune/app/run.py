@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from preftune.app.context import Context
@@ -39,5 +38,5 @@ def run(recipe: Recipe, sink: EventSink = ignore, context: Context | None = None
     started = time.monotonic()
     place = context or Context.from_environment()
     trained = train(recipe, sink, place)
-    evaluated = evaluate_model(recipe, trained, Path(recipe.output), sink, place)
+    evaluated = evaluate_model(recipe, trained, sink, place)
     return RunResult(trained, evaluated, time.monotonic() - started)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from preftune import __version__
+from preftune.core.version import __version__
 from preftune.cli.output import print_error
 from preftune.core.errors import PreftuneError
 

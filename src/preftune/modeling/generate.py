@@ -18,6 +18,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Pre
 
 from preftune.core.errors import InputError
 from preftune.core.recipe import DecodingConfig
+from preftune.data.tokenize import prompt_ids_of
 from preftune.core.records import Message, Messages
 from preftune.modeling.attention import plain_attention
 from preftune.modeling.forward import base_of
@@ -205,11 +206,11 @@ def _can_batch(base: PreTrainedModel) -> bool:
 
 
 def _prompt_ids(tokenizer: HubTokenizer, prompt: Prompt) -> list[int]:
+    """The ids that training puts before a completion, so that a model is asked as it was taught."""
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt, add_special_tokens=True)
+        return list(prompt_ids_of((Message("user", prompt),), tokenizer, style="text"))
     if prompt and isinstance(prompt[0], Message):
-        text = tokenizer.render(cast(Messages, prompt), add_generation_prompt=True)
-        return tokenizer.encode(text, add_special_tokens=False)
+        return list(prompt_ids_of(cast(Messages, prompt), tokenizer))
     return [int(cast(int, token)) for token in prompt]
 
 

@@ -26,7 +26,7 @@ from huggingface_hub.constants import ENDPOINT as HUB
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.core.errors import InputError
 from preftune.core.recipe import ModelConfig
@@ -92,6 +92,7 @@ def load_tokenizer(config: ModelConfig) -> HubTokenizer:
             source = model_path(str(adapter.base_model_name_or_path))
         raw = AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=False)
         eos = _stated_eos(model_path(str(adapter.base_model_name_or_path)) if adapter is not None else path, config.revision)
+    _keep_unknown_token(raw)
     if config.chat_template is not None:
         raw.chat_template = template_text(config.chat_template)
     return HubTokenizer(raw, eos, config.name)
@@ -126,6 +127,17 @@ def load_model(config: ModelConfig, *, precision: Precision) -> LoadedModel:
     limits = position_limits(model.config.get_text_config())
     model.train(False)
     return LoadedModel(model, tokenizer, config.name, path, limits[0] if limits else NO_LIMIT)
+
+
+def _keep_unknown_token(raw: PreTrainedTokenizerBase) -> None:
+    """Give a rebuilt tokenizer its unknown token back.
+
+    transformers 5 rebuilds some tokenizers of Llama's class and loses the token on the way; characters outside the
+    vocabulary would then vanish from the ids, and character offsets slip behind them.
+    """
+    backend = getattr(raw, "backend_tokenizer", None)
+    if backend is not None and getattr(backend.model, "unk_token", "") is None and raw.unk_token is not None:
+        backend.model.unk_token = raw.unk_token
 
 
 def read_max_positions(config: ModelConfig) -> int:

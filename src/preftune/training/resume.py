@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from preftune import __version__
+from preftune.core.version import __version__
 from preftune.core.errors import CheckpointError
 from preftune.core.events import CheckpointSaved, EventSink, Noted
 from preftune.modeling.lineage import save_model

@@ -79,3 +79,13 @@ def test_the_digest_ignores_where_a_run_goes(write):
     assert recipe_digest(recipe, recipe.stages[0]) == recipe_digest(moved, moved.stages[0])
     other = load_recipe(write("model: starter\nmethod: dpo\nbeta: 0.2\n"))
     assert recipe_digest(recipe, recipe.stages[0]) != recipe_digest(other, other.stages[0])
+
+
+def test_paths_on_the_command_line_are_relative_to_where_it_was_typed(write, tmp_path, monkeypatch):
+    path = write("model: starter\nmethod: dpo\ndata: a.jsonl\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    data = load_recipe(path, ["data.select=b.jsonl"]).stages[0].data
+    assert data.train == (str(tmp_path / "a.jsonl"),)
+    assert data.select == str(elsewhere / "b.jsonl")

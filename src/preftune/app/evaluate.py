@@ -1,0 +1,305 @@
+"""Prove how much better a model got: both models answer unseen prompts, a judge compares, a report says so."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.app.context import Context
+from preftune.app.plan import limit_of, read_stage
+from preftune.app.recipes import load_recipe, make_recipe
+from preftune.app.reporting import write_reports
+from preftune.app.runs import RUN_FILE, RunFolder, find_model
+from preftune.app.train import TrainResult
+from preftune.core.errors import RecipeError, UsageError
+from preftune.core.events import EventSink, Progress, ignore
+from preftune.core.files import write_text
+from preftune.core.recipe import EvaluationConfig, ModelConfig, Recipe
+from preftune.core.records import TokenisedExample
+
+if TYPE_CHECKING:
+    from preftune.data.pipeline import PromptRow
+    from preftune.evaluation.heldout import HeldOut
+    from preftune.evaluation.winrate import WinRate
+    from preftune.modeling.generate import Generation
+    from preftune.modeling.load import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Two models, what they are compared on, and where the report goes.
+
+    run: the run folder whose stages the report tells of; None where two folders are compared.
+    """
+
+    recipe: Recipe
+    evaluation: EvaluationConfig
+    policy: ModelConfig
+    baseline: ModelConfig
+    folder: Path
+    run: RunFolder | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """The win rate under the judge of the result, the one under the pairs' judge, held-out accuracy, and the report."""
+
+    win_rate: WinRate
+    same_judge: WinRate | None
+    held_out: HeldOut | None
+    sentence: str
+    report_json: Path
+    report_markdown: Path
+    report_html: Path
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, equivalent or inconclusive."""
+        return self.win_rate.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "verdict": self.verdict,
+            "sentence": self.sentence,
+            "win_rate": self.win_rate.to_dict(),
+            "same_judge": None if self.same_judge is None else self.same_judge.to_dict(),
+            "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "report_json": str(self.report_json),
+            "report_markdown": str(self.report_markdown),
+            "report_html": str(self.report_html),
+            "seconds": self.seconds,
+        }
+
+    def summary(self) -> list[str]:
+        """What a person reads."""
+        lines = [self.sentence]
+        if self.same_judge is not None:
+            lines.append(f"same judge as the pairs: {_rate_text(self.same_judge)}")
+        if self.held_out is not None:
+            whole = self.held_out.whole
+            lines.append(
+                f"held-out preference accuracy {whole.accuracy:.1%} [{whole.interval.low:.1%}, {whole.interval.high:.1%}] "
+                f"on {whole.num_pairs} pairs, margin {whole.margin:+.3f}"
+            )
+        lines.append(f"report {self.report_html}")
+        return lines
+
+
+def evaluate_model(
+    recipe: Recipe, trained: TrainResult, sink: EventSink = ignore, context: Context | None = None
+) -> EvaluationResult:
+    """Evaluate a run that was just trained, by its recipe's evaluation section."""
+    if recipe.evaluation is None:
+        raise RecipeError("evaluation is missing: write evaluation: {prompts: FILE, judge: FILE}")
+    run = RunFolder(trained.run)
+    contest = Contest(
+        recipe,
+        recipe.evaluation,
+        policy=_model_config(recipe, str(trained.model)),
+        baseline=_model_config(recipe, _baseline_of(recipe, trained.baseline)),
+        folder=_next_folder(run.path),
+        run=run,
+    )
+    return hold(contest, sink, context or Context.from_environment())
+
+
+def evaluate_run(
+    model: str, overrides: Sequence[str], *, baseline: str | None, output: Path, sink: EventSink = ignore
+) -> EvaluationResult:
+    """``preftune eval``: a run by its recipe with overrides, or any model folder against ``baseline``."""
+    run = _run_of(model, output)
+    if run is not None:
+        recipe = load_recipe(run.recipe_path, overrides)
+    else:
+        given: dict[str, Any] = {"model": "starter", "method": "sft"}
+        recipe = make_recipe(_with_overrides(given, overrides))
+    return _evaluate(model, recipe, run, baseline, output, sink)
+
+
+def evaluate_with(
+    model: str, keys: Mapping[str, Any], *, baseline: str | None, output: Path, sink: EventSink = ignore
+) -> EvaluationResult:
+    """``preftune.evaluate``: like ``evaluate_run``, with the keys of the evaluation section as a mapping."""
+    run = _run_of(model, output)
+    recipe = None if run is None else load_recipe(run.recipe_path)
+    asked = make_recipe({"model": "starter", "method": "sft", "evaluation": _merged(recipe, keys)})
+    chosen = asked if recipe is None else recipe.model_copy(update={"evaluation": asked.evaluation})
+    return _evaluate(model, chosen, run, baseline, output, sink)
+
+
+def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResult:
+    """Generate with both models, judge, score held-out pairs, and write the report."""
+    from preftune.data.pipeline import read_prompts
+    from preftune.evaluation.usage import count_use
+    from preftune.evaluation.winrate import evaluate_pairs
+    from preftune.judging.base import load_judge
+
+    started = time.monotonic()
+    evaluation = contest.evaluation
+    judge = load_judge(evaluation.judge, Path.cwd())
+    pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge, Path.cwd())
+    rows = read_prompts(evaluation.prompts, limit=evaluation.limit)
+    baseline, reference_logps = _answers(contest, contest.baseline, rows, "baseline", sink)
+    policy, policy_logps = _answers(contest, contest.policy, rows, "policy", sink)
+    prompts = [row.prompt for row in rows]
+    win_rate = evaluate_pairs(prompts, policy, baseline, judge, margin=evaluation.margin, seed=contest.recipe.seed)
+    same = None
+    if pairs_judge is not None:
+        same = evaluate_pairs(prompts, policy, baseline, pairs_judge, margin=evaluation.margin, seed=contest.recipe.seed)
+    uses = count_use(context.state, win_rate.prompts_hash, str(contest.folder))
+    lines = (
+        json.dumps({"prompt": [m.to_dict() for m in one.prompt], "policy": one.policy.text, "baseline": one.baseline.text,
+                    "score": one.score}, ensure_ascii=False)
+        for one in win_rate.judged
+    )  # fmt: skip
+    write_text(contest.folder / "completions.jsonl", "".join(line + "\n" for line in lines))
+    held_out = _held_out(contest, policy_logps, reference_logps)
+    files = write_reports(contest.folder, contest, win_rate, same, held_out, uses)
+    return EvaluationResult(
+        win_rate, same, held_out, files.sentence, files.json, files.markdown, files.html, time.monotonic() - started
+    )
+
+
+def _evaluate(
+    model: str, recipe: Recipe, run: RunFolder | None, baseline: str | None, output: Path, sink: EventSink
+) -> EvaluationResult:
+    if recipe.evaluation is None:
+        raise UsageError("no evaluation section: add evaluation.prompts=FILE evaluation.judge=FILE")
+    if run is None and baseline is None:
+        raise UsageError(f"{model} is no run: name what to compare with, --baseline RUN or FOLDER")
+    against = str(find_model(baseline, output)) if baseline is not None and baseline != "starter" else baseline
+    if against is None:
+        against = _baseline_of(recipe, str(run.read().get("baseline", recipe.model.name)) if run is not None else "")
+    contest = Contest(
+        recipe,
+        recipe.evaluation,
+        policy=_model_config(recipe, str(find_model(model, output))),
+        baseline=_model_config(recipe, against),
+        folder=_next_folder(output if run is None else run.path),
+        run=run,
+    )
+    return hold(contest, sink, Context.from_environment())
+
+
+def _answers(
+    contest: Contest, config: ModelConfig, rows: Sequence[PromptRow], role: str, sink: EventSink
+) -> tuple[list[Generation], dict[str, list[float]]]:
+    """One model's completions of the prompts, and its log-probabilities of the held-out pairs; then it is let go."""
+    from preftune.data.tokenize import prompt_ids_of
+    from preftune.modeling.generate import generate
+    from preftune.modeling.load import load_model
+    from preftune.training.devices import choose_device, choose_precision
+
+    precision = choose_precision(config.dtype, contest.recipe.stages[-1].adapter)
+    loaded = load_model(config, precision=precision)
+    loaded.model.to(choose_device())  # type: ignore[arg-type] # transformers' stub of .to hides torch's
+    prompts = [prompt_ids_of(row.prompt, loaded.tokenizer, style=row.style, tools=row.tools) for row in rows]
+
+    def told(done: int, total: int) -> None:
+        sink(Progress(f"writing with the {role}", done, total))
+
+    written = generate(loaded.model, loaded.tokenizer, prompts, contest.evaluation.decoding, contest.recipe.seed, told)
+    return written, _pair_logps(contest, loaded)
+
+
+def _held_out_pairs(contest: Contest, loaded: LoadedModel) -> list[TokenisedExample]:
+    """Held-out pairs: those that the evaluation names, else what the last stage on pairs did not train on."""
+    from preftune.maths.losses.base import losses
+
+    stages = [stage for stage in contest.recipe.stages if losses.factory(stage.method).view == "pairs" and stage.data is not None]
+    if not stages:
+        return []
+    stage = stages[-1]
+    data = stage.data
+    if contest.evaluation.pairs is not None and data is not None:
+        stage = stage.model_copy(update={"data": data.model_copy(update={"train": (contest.evaluation.pairs,), "select": 0.0})})
+        return read_stage(contest.recipe, stage, loaded.tokenizer, limit_of(stage.data, loaded.max_positions)).train
+    return read_stage(contest.recipe, stage, loaded.tokenizer, limit_of(data, loaded.max_positions)).select
+
+
+def _pair_logps(contest: Contest, loaded: LoadedModel) -> dict[str, list[float]]:
+    """Summed log-probabilities of held-out pairs under one model, with lengths and prompts, pair by pair."""
+    import torch
+
+    from preftune.data.pack import pack_step
+    from preftune.modeling.forward import Scorer
+
+    examples = _held_out_pairs(contest, loaded) if contest.run is not None or contest.evaluation.pairs is not None else []
+    columns: dict[str, dict[str, float]] = {"chosen": {}, "rejected": {}, "chosen_tokens": {}, "rejected_tokens": {}}
+    if examples:
+        scorer = Scorer(loaded.model)
+        with torch.no_grad():
+            for pack in pack_step(examples, contest.recipe.stages[-1].tokens_per_pack):
+                scored = scorer.sequence_logps(pack)
+                for index, example in enumerate(pack.examples):
+                    for role, place in (("chosen", 2 * index), ("rejected", 2 * index + 1)):
+                        columns[role][example.example_id] = float(scored.logps[place])
+                        columns[f"{role}_tokens"][example.example_id] = float(scored.num_tokens[place])
+    order = [example.example_id for example in examples]
+    return {name: [values[one] for one in order] for name, values in columns.items()} | {
+        "prompt": [float(hash(example.prompt_ids)) for example in examples]
+    }
+
+
+def _held_out(contest: Contest, policy: dict[str, list[float]], reference: dict[str, list[float]]) -> HeldOut | None:
+    from preftune.evaluation.heldout import PairScores, held_out_accuracy
+
+    if not policy["chosen"]:
+        return None
+    beta = float(contest.recipe.stages[-1].loss.get("beta", 0.1))
+    scores = PairScores(
+        policy["chosen"], policy["rejected"], reference["chosen"], reference["rejected"],
+        [int(one) for one in policy["chosen_tokens"]], [int(one) for one in policy["rejected_tokens"]], policy["prompt"],
+    )  # fmt: skip
+    return held_out_accuracy(scores, beta=beta, seed=contest.recipe.seed)
+
+
+def _rate_text(rate: WinRate) -> str:
+    return f"{rate.rate:.1%} [{rate.interval.low:.1%}, {rate.interval.high:.1%}]"
+
+
+def _model_config(recipe: Recipe, name: str) -> ModelConfig:
+    revision = recipe.model.revision if name == recipe.model.name else None
+    return recipe.model.model_copy(update={"name": name, "revision": revision})
+
+
+def _baseline_of(recipe: Recipe, start_of_last_stage: str) -> str:
+    evaluation = recipe.evaluation
+    return recipe.model.name if evaluation is not None and evaluation.baseline == "base" else start_of_last_stage
+
+
+def _run_of(model: str, output: Path) -> RunFolder | None:
+    """The run that a model's name belongs to: the run itself, one of its steps, or a folder inside it."""
+    name = model.rpartition("@")[0] if "@" in model else model
+    for path in (Path(name).expanduser(), output / name):
+        for folder in (path, *path.parents):
+            if (folder / RUN_FILE).is_file():
+                return RunFolder(folder.resolve())
+    return None
+
+
+def _next_folder(parent: Path) -> Path:
+    number = 1
+    while (folder := parent / ("evaluation" if number == 1 else f"evaluation-{number}")).exists():
+        number += 1
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _merged(recipe: Recipe | None, keys: Mapping[str, Any]) -> dict[str, Any]:
+    known = {} if recipe is None or recipe.evaluation is None else recipe.evaluation.model_dump(mode="json", exclude_none=True)
+    return {**known, **{key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}}
+
+
+def _with_overrides(given: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    from preftune.app.recipes import apply_override
+
+    for override in overrides:
+        apply_override(given, override)
+    return given
