@@ -191,7 +191,7 @@ def output_head(base: PreTrainedModel) -> nn.Module:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Keep only layer inputs for backward and compute the rest again: less memory, about a third more time."""
-    base_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call]
+    base_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _has_plain_layout(base: PreTrainedModel) -> bool:

@@ -122,7 +122,7 @@ class Optimiser:
                 master.grad.add_(narrow.grad)
             narrow.grad = None
 
-        parameter.register_post_accumulate_grad_hook(add_up)  # type: ignore[no-untyped-call]
+        parameter.register_post_accumulate_grad_hook(add_up)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return master
 
     def clip(self, max_norm: float | None) -> Tensor:

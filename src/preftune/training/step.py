@@ -90,7 +90,7 @@ def train_step(
     for pack in packs:
         terms, logps = objective(pack)
         share = reduce_terms(terms, counts)
-        share.backward()  # type: ignore[no-untyped-call]
+        share.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         losses.append(share.detach().double())
         sums.append(objective.sums(terms, logps))
     norm = optimiser.clip(max_grad_norm)
@@ -133,7 +133,7 @@ def find_culprits(objective: Objective, packs: Sequence[Pack], optimiser: Optimi
         pack = pack_of([example])
         terms, _ = objective(pack)
         loss = reduce_terms(terms, counts_of([pack]))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         value, norm = loss.item(), optimiser.clip(None).item()
         if not math.isfinite(value):
             found.append((example, f"loss {value}"))
