@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from preftune.core.version import __version__
 from preftune.core.errors import CheckpointError
 from preftune.core.events import CheckpointSaved, EventSink, Noted
+from preftune.core.version import __version__
 from preftune.modeling.lineage import save_model
 from preftune.training.checkpoint import latest, load_checkpoint, prune, restore_generators, save_checkpoint
 from preftune.training.prepare import Trainee, data_digest
