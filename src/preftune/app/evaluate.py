@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.app.context import Context
 from preftune.app.plan import limit_of, read_stage
 from preftune.app.recipes import load_recipe, make_recipe
-from preftune.app.reporting import write_reports
+from preftune.app.reporting import Findings, make_report
 from preftune.app.runs import RUN_FILE, RunFolder, find_model
 from preftune.app.train import TrainResult
 from preftune.core.errors import RecipeError, UsageError
@@ -136,6 +136,7 @@ def evaluate_with(
 def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResult:
     """Generate with both models, judge, score held-out pairs, and write the report."""
     from preftune.data.pipeline import read_prompts
+    from preftune.evaluation.report import write_report
     from preftune.evaluation.usage import count_use
     from preftune.evaluation.winrate import evaluate_pairs
     from preftune.judging.base import load_judge
@@ -145,8 +146,10 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
     judge = load_judge(evaluation.judge, Path.cwd())
     pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge, Path.cwd())
     rows = read_prompts(evaluation.prompts, limit=evaluation.limit)
+    before = time.monotonic()
     baseline, reference_logps = _answers(contest, contest.baseline, rows, "baseline", sink)
     policy, policy_logps = _answers(contest, contest.policy, rows, "policy", sink)
+    timings = {"answers of both models": time.monotonic() - before}
     prompts = [row.prompt for row in rows]
     win_rate = evaluate_pairs(prompts, policy, baseline, judge, margin=evaluation.margin, seed=contest.recipe.seed)
     same = None
@@ -160,9 +163,10 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
     )  # fmt: skip
     write_text(contest.folder / "completions.jsonl", "".join(line + "\n" for line in lines))
     held_out = _held_out(contest, policy_logps, reference_logps)
-    files = write_reports(contest.folder, contest, win_rate, same, held_out, uses)
+    report = make_report(contest, Findings(judge, win_rate, same, held_out, uses, timings))
+    files = write_report(report, contest.folder)
     return EvaluationResult(
-        win_rate, same, held_out, files.sentence, files.json, files.markdown, files.html, time.monotonic() - started
+        win_rate, same, held_out, report.sentence, files.json, files.markdown, files.html, time.monotonic() - started
     )
 
 

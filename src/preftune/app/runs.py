@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.core.version import __version__
 from preftune.core.errors import CheckpointError, InputError, UsageError
 from preftune.core.files import read_json, write_json
 from preftune.core.registry import suggest
+from preftune.core.version import __version__
 
 RUN_FILE = "run.json"
 
