@@ -25,12 +25,13 @@ def digest_bytes(*parts: bytes) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """Digest of a JSON value; key order does not matter.
+    """Digest of a JSON value; key order does not matter. Lone surrogates, which JSON can escape, are hashed as they are.
 
     >>> digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
     True
     """
-    return digest_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return digest_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def digest_file(path: str | os.PathLike[str]) -> str:

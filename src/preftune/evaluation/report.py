@@ -1,0 +1,229 @@
+"""The report of a run: what is known, in one record; written as JSON, Markdown and one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preftune.core.files import write_json, write_text
+from preftune.core.records import Excluded, Messages
+from preftune.evaluation.heldout import HeldOut
+from preftune.evaluation.showing import clean, interval_text, percent, points, shorten
+from preftune.evaluation.winrate import Judged, WinRate
+from preftune.judging.rules import RulePoints, RulesJudge
+
+SCHEMA = 1
+PAIRS_LABEL = "same judge as the pairs"
+WORDS = {
+    "better": "Better",
+    "worse": "Worse",
+    "equivalent": "Equivalent",
+    "inconclusive": "Inconclusive",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """One stage of the run: its settings worth showing, and the rows of its ``metrics.jsonl``."""
+
+    name: str
+    method: str
+    facts: Mapping[str, str | int | float]
+    rows: Sequence[Mapping[str, float]]
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The newest value of every metric."""
+        return {name: value for row in self.rows for name, value in row.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt with both texts, their points by rule and the result.
+
+    why: ``drawn`` at random, or one that was ``lost`` or ``disputed`` (the orders disagree), shown beside the random ones.
+    """
+
+    prompt: Messages
+    policy: str
+    baseline: str
+    policy_points: tuple[RulePoints, ...]
+    baseline_points: tuple[RulePoints, ...]
+    label: str
+    score: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that a report says.
+
+    Parameters
+        run: the run's name. created: when, ISO 8601.
+        win_rate: under the judge of the verdict. pairs_win_rate: under the judge that made the pairs, shown as such.
+        policy, baseline: the two models in the words of a sentence ("the tuned model").
+        counts: for each data set, what was read and used. excluded: every row that was left out.
+        samples: see ``samples_of``. configuration: the resolved recipe, as YAML.
+        environment: versions and machine. seeds, digests: what reproduces the run. timings: seconds by part.
+        uses: how often these prompts have been used for a verdict, this time included.
+        shared_words: words that both judges know; none where they are independent.
+        notes: sentences for the reader, such as alerts, fallbacks, or the reason for an override.
+    """
+
+    run: str
+    created: str
+    win_rate: WinRate
+    policy: str = "the tuned model"
+    baseline: str = "the model before"
+    pairs_win_rate: WinRate | None = None
+    held_out: HeldOut | None = None
+    stages: Sequence[StageReport] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    excluded: Sequence[Excluded] = ()
+    samples: Sequence[Sample] = ()
+    configuration: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    uses: int = 1
+    shared_words: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence of plain words, with interval, prompts, judge and the smallest detectable effect."""
+        rate = self.win_rate
+        only = "only " if rate.verdict == "worse" else ""
+        ending = {
+            "better": "",
+            "worse": "",
+            "equivalent": f"; the whole interval lies within {points(rate.margin)} of one half",
+            "inconclusive": "; the interval holds one half"
+            + (f", and about {rate.needed:,} prompts would show a difference of this size" if rate.needed else ""),
+        }[rate.verdict]
+        return clean(
+            f"{WORDS[rate.verdict]}: {self.policy} wins {only}{percent(rate.rate)} {interval_text(rate.interval)} of "
+            f"{rate.num_prompts:,} unseen {'prompt' if rate.num_prompts == 1 else 'prompts'} against {self.baseline}, "
+            f"judged by {rate.judge_label} in both orders{ending}; smallest detectable effect {points(rate.detectable)}."
+        )
+
+    def exclusions(self) -> list[dict[str, Any]]:
+        """Excluded rows by file and reason: how many, and the first of them."""
+        groups: dict[tuple[str, str], list[Excluded]] = {}
+        for row in self.excluded:
+            groups.setdefault((row.file, row.reason), []).append(row)
+        return [
+            {
+                "file": clean(file),
+                "reason": clean(reason),
+                "count": len(rows),
+                "line": rows[0].line,
+                "detail": clean(rows[0].detail),
+            }
+            for (file, reason), rows in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in JSON values; every figure that Markdown and HTML show is here, unrounded."""
+        same = self.pairs_win_rate
+        return {
+            "schema": SCHEMA,
+            "run": self.run,
+            "created": self.created,
+            "verdict": self.win_rate.verdict,
+            "sentence": self.sentence,
+            "policy": self.policy,
+            "baseline": self.baseline,
+            "win_rate": self.win_rate.to_dict(),
+            "pairs_win_rate": None if same is None else {"label": PAIRS_LABEL, **same.to_dict()},
+            "judges_share": list(self.shared_words),
+            "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "verdict_set_uses": self.uses,
+            "stages": [
+                {"name": stage.name, "method": stage.method, "facts": dict(stage.facts), "last": stage.last}
+                for stage in self.stages
+            ],
+            "data": {name: dict(counts) for name, counts in self.counts.items()},
+            "excluded": self.exclusions(),
+            "samples": [_sample_row(sample) for sample in self.samples],
+            "configuration": clean(self.configuration),
+            "environment": {key: clean(value) for key, value in self.environment.items()},
+            "seeds": dict(self.seeds),
+            "digests": dict(self.digests),
+            "timings_s": dict(self.timings),
+            "notes": [clean(note) for note in self.notes],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Where a report was written."""
+
+    json: Path
+    markdown: Path
+    html: Path
+
+
+def write_report(report: Report, folder: Path) -> ReportFiles:
+    """Write ``report.json``, ``report.md`` and ``report.html`` into a folder, each one atomically."""
+    from preftune.evaluation.render import to_html, to_markdown
+
+    files = ReportFiles(folder / "report.json", folder / "report.md", folder / "report.html")
+    write_json(files.json, without_nonfinite(report.to_dict()))
+    write_text(files.markdown, to_markdown(report))
+    write_text(files.html, to_html(report))
+    return files
+
+
+def samples_of(win_rate: WinRate, judge: object, *, count: int = 6, losses: int = 2, seed: int = 0) -> tuple[Sample, ...]:
+    """Texts for the report: ``count`` prompts drawn at random, then some that the policy lost or whose orders disagree.
+
+    Parameters
+        judge: a rules judge gives the points by rule; any other one gives none.
+        losses: how many lost or disputed prompts to add, so that a reader sees where the policy fails.
+    """
+    judged = win_rate.judged
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(judged))]
+    drawn, rest = order[:count], order[count:]
+    lost = [index for index in rest if judged[index].label == "loss"][:losses]
+    disputed = [index for index in rest if index not in lost and not judged[index].is_consistent][: losses - len(lost)]
+    picked = [(index, "drawn") for index in drawn] + [(i, "lost") for i in lost] + [(i, "disputed") for i in disputed]
+    return tuple(_sample(judged[index], judge, why) for index, why in picked)
+
+
+def without_nonfinite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a metric that is not finite is written as text, never as a number."""
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {clean(str(key)): without_nonfinite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nonfinite(inner) for inner in value]
+    return clean(value) if isinstance(value, str) else value
+
+
+def _sample(judged: Judged, judge: object, why: str) -> Sample:
+    scored = judge if isinstance(judge, RulesJudge) else None
+    ours, theirs = (
+        () if scored is None else tuple(scored.breakdown(judged.prompt, candidate))
+        for candidate in (judged.policy, judged.baseline)
+    )
+    return Sample(judged.prompt, judged.policy.text, judged.baseline.text, ours, theirs, judged.label, judged.score, why)
+
+
+def _sample_row(sample: Sample) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": message.role, "content": clean(message.content)} for message in sample.prompt],
+        "policy": shorten(clean(sample.policy)),
+        "baseline": shorten(clean(sample.baseline)),
+        "policy_points": [asdict(one) for one in sample.policy_points],
+        "baseline_points": [asdict(one) for one in sample.baseline_points],
+        "label": sample.label,
+        "score": sample.score,
+        "why": sample.why,
+    }
