@@ -295,14 +295,15 @@ class _Explicit:
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        scores = (q @ k.transpose(2, 3)).float() * self.scale
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        scores = (q @ k.transpose(2, 3)).to(wide) * self.scale
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         scores = scores.masked_fill(~_seen(k.shape[2], offset, self.window, q.device), float("-inf"))
         if self.sinks is None:
             p = torch.softmax(scores, -1)
         else:  # a sink is one more key per head that takes probability and gives no value
-            sinks = self.sinks.float().reshape(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
+            sinks = self.sinks.to(wide).reshape(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
             p = torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
         return functional.dropout(p.to(q.dtype), self.dropout) @ v
 

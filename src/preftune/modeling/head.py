@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 LOGITS_PER_CHUNK = 1 << 23  # 32 MB of float32: larger chunks leave the cache, smaller ones starve the product
+SMALL = 1e-30  # below it float32 probabilities lose digits
 WEIGHT_CHUNKS = 4  # a weight gradient is read and written once a chunk, so its chunks are larger
 
 
@@ -67,11 +68,11 @@ class TokenLogps(torch.autograd.Function):
             rows = slice(start, start + spec.chunk)
             chosen = targets[rows, None]
             logits = _logits(hidden[rows], weight, bias, spec)
-            lsm = torch.log_softmax(logits, -1)
-            logps[rows] = lsm.gather(1, chosen).squeeze(1)
+            probabilities = torch.softmax(logits, -1)
+            logps[rows] = _log_of_chosen(logits, probabilities, chosen)
             if unit is not None:
                 slope = _slopes(logits, spec)
-                pull = lsm.exp_()
+                pull = probabilities
                 at_target = weight.index_select(0, targets[rows])
                 if slope is not None:
                     pull = pull.mul_(slope)
@@ -116,6 +117,17 @@ def _weight_grads(
         if db is not None:
             db += pull.sum(0)
     return None if dw is None else dw.to(weight.dtype), None if db is None or bias is None else db.to(bias.dtype)
+
+
+def _log_of_chosen(logits: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
+    """log p of the chosen ids: (tokens,). One fused softmax is half the price of log_softmax and exp on a CPU.
+
+    Its logarithm is as exact (relative error of p is absolute error of log p) unless p comes near the smallest float.
+    """
+    at_chosen = probabilities.gather(1, chosen)
+    if bool((at_chosen < SMALL).any()):
+        return (logits.gather(1, chosen) - torch.logsumexp(logits, -1, keepdim=True)).squeeze(1)
+    return at_chosen.log().squeeze(1)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: HeadSpec) -> Tensor:
