@@ -98,7 +98,8 @@ def mean_interval(
     values = _scores(scores)
     if np.ptp(values) == 0:
         return wilson(float(values[0]) * len(values), len(values), level)
-    augmented = np.concatenate([values, np.ones(pseudo), np.zeros(pseudo)])
+    is_mirrored = _is_mirrored(values)
+    augmented = np.concatenate([1 - values if is_mirrored else values, np.ones(pseudo), np.zeros(pseudo)])
     size = len(augmented)
     mean = float(augmented.mean())
     error = float(augmented.std(ddof=1)) / np.sqrt(size)
@@ -110,7 +111,8 @@ def mean_interval(
     spread = variances > 1e-12
     t = np.abs(means[spread] - mean) / np.sqrt(variances[spread] / size)
     half = float(np.quantile(t, level)) * error
-    return Interval(float(max(0.0, mean - half)), float(min(1.0, mean + half)), "bootstrap-t", level)
+    low, high = float(max(0.0, mean - half)), float(min(1.0, mean + half))
+    return Interval(*((1 - high, 1 - low) if is_mirrored else (low, high)), "bootstrap-t", level)
 
 
 def mean_by_cluster(values: ArrayLike, clusters: Sequence[Hashable]) -> Floats:
@@ -138,6 +140,13 @@ def clustered_standard_error(values: ArrayLike, clusters: Sequence[Hashable]) ->
     array = np.asarray(values, dtype=np.float64)
     sums = np.bincount(_cluster_numbers(clusters, len(array)), weights=array - array.mean())
     return float(np.sqrt((sums**2).sum()) / len(array))
+
+
+def _is_mirrored(values: Floats) -> bool:
+    """Whether to resample 1 - values: of a sample and its mirror image one is drawn, so that swapping systems mirrors exactly."""
+    differences = np.sort(values) - np.sort(1 - values)
+    first = differences[differences != 0]
+    return bool(len(first) and first[0] > 0)
 
 
 def _cluster_numbers(clusters: Sequence[Hashable], size: int) -> NDArray[np.int64]:

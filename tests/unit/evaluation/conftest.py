@@ -84,7 +84,9 @@ def rows(steps: int, seed: int = 0) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="session")
 def make_report() -> Callable[..., Report]:
-    def build(*, warmth: float = 0.45, baseline_warmth: float = 0.15, hostile: str = "", count: int = 200, losses: int = 2) -> Report:
+    def build(
+        *, warmth: float = 0.45, baseline_warmth: float = 0.15, hostile: str = "", count: int = 200, losses: int = 2
+    ) -> Report:
         rng = np.random.default_rng(3)
         verdict = judge("gentle", "thank", "happy", title="warm tone, word list B")
         of_pairs = judge("hug", "helped", "shared", title="warm tone, word list A")
@@ -114,8 +116,15 @@ def make_report() -> Callable[..., Report]:
             pairs_win_rate=evaluate_pairs(prompts, policy, baseline, of_pairs),
             held_out=held_out,
             stages=(
-                StageReport("sft", "sft", {"adapter": "full", "lr": 3e-4, "steps": 24}, [{"step": i, "loss": 2.1 - 0.02 * i} for i in range(1, 25)]),
-                StageReport("dpo", "dpo", {"adapter": "full", "beta": 0.1, "lr": 2e-4, "steps": 100, "pairs per step": 16}, rows(100)),
+                StageReport(
+                    "sft",
+                    "sft",
+                    {"adapter": "full", "lr": 3e-4, "steps": 24},
+                    [{"step": i, "loss": 2.1 - 0.02 * i} for i in range(1, 25)],
+                ),
+                StageReport(
+                    "dpo", "dpo", {"adapter": "full", "beta": 0.1, "lr": 2e-4, "steps": 100, "pairs per step": 16}, rows(100)
+                ),
             ),
             counts={"sft": {"read": 400, "used": 398}, "dpo": {"read": 612, "used": 609, "held out": 61}},
             excluded=[Excluded("pairs.jsonl", 14, "identical", "both completions are the same text" + hostile)] * 3,
