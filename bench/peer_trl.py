@@ -20,7 +20,7 @@ import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from process import differences, peak_rss_bytes
@@ -87,6 +87,13 @@ def config_of(options: argparse.Namespace, folder: str) -> DPOConfig:
     return DPOConfig(**given)
 
 
+def tokenizer_that_keeps_unknowns(model: str) -> Any:
+    """transformers 5 rebuilds some Llama tokenizers and loses the unknown token: give it back, as preftune does."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.backend_tokenizer.model.unk_token = tokenizer.unk_token
+    return tokenizer
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     rows = [json.loads(line) for line in Path(options.train).read_text().splitlines()]
     clock = StepClock()
@@ -101,6 +108,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             )
             if options.lora
             else None,
+            processing_class=tokenizer_that_keeps_unknowns(options.model) if options.keep_unknown else None,
             callbacks=[clock],
         )
         made.recorded = []
@@ -153,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--checkpointing", choices=("on", "off"), help="gradient checkpointing; TRL's default is on")
     made.add_argument("--precompute", action="store_true", help="precompute_ref_log_probs")
     made.add_argument("--max-length", type=int)
+    made.add_argument("--keep-unknown", action="store_true", help="repair the tokenizer's unknown token, see the function")
     made.add_argument("--logging-steps", type=int, default=10)
     made.add_argument("--losses", action="store_true", help="record every step's loss in full precision")
     made.add_argument("--dump-ids", help="where the token ids go")
