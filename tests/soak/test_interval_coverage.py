@@ -1,0 +1,38 @@
+"""Coverage of the intervals with enough samples to see a percent: the long form of the unit test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from preftune.statistics.intervals import mean_interval
+from preftune.statistics.length_control import length_control
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ties", [0.0, 0.3])
+@pytest.mark.parametrize("mean", [0.5, 0.7, 0.9, 0.97])
+@pytest.mark.parametrize("size", [30, 100, 500])
+def test_mean_interval(mean: float, size: int, ties: float) -> None:
+    rng = np.random.default_rng([size, int(mean * 100), int(ties * 10)])
+    tie = min(ties, 1.8 * (1 - mean))
+    chances = [mean - tie / 2, tie, 1 - mean - tie / 2]
+    samples = (rng.choice([1.0, 0.5, 0.0], p=chances, size=size) for _ in range(4000))
+    covered = np.mean([mean_interval(scores, replicates=1000).contains(mean) for scores in samples])
+    assert covered >= 0.94  # nominal .95, three standard errors of .0034 below
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.5, 0.7, 0.9, 0.97])
+@pytest.mark.parametrize("size", [50, 250])
+def test_length_controlled_interval(rate: float, size: int) -> None:
+    rng = np.random.default_rng([size, int(rate * 100)])
+    hits: list[bool] = []
+    for _ in range(1000):
+        lengths = rng.normal(30, 60, size)
+        scores = (rng.random(size) < expit(logit(rate) + 0.8 * np.tanh(lengths / lengths.std(ddof=1)))).astype(float)
+        result = length_control(scores, lengths, replicates=400)
+        if result.interval is not None:
+            hits.append(result.interval.contains(rate))
+    assert np.mean(hits) >= 0.92  # nominal .95, with three standard errors of .007 and 400 replicates only
