@@ -104,7 +104,7 @@ class Plan:
 def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
     """Everything that can be known before training: the data as tokens, and findings with their ways out."""
     from preftune.modeling.load import load_tokenizer, read_max_positions
-    from preftune.training.preflight import check_model, check_stage
+    from preftune.training.preflight import check_model, check_stage, num_parameters_of
 
     findings: list[Finding] = []
     start = start_model(recipe, recipe.stages[0], recipe.model)
@@ -114,6 +114,7 @@ def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
         way_out = "name a folder that holds a model, a hub id that this machine can reach, or model: starter"
         return Plan(recipe, [], [Finding("blocker", "no_model", str(error), way_out)])
     findings += check_model(start.name)
+    num_parameters = None if findings else num_parameters_of(start.name)
     stages: list[StageData] = []
     for index, config in enumerate(recipe.stages):
         sink(Progress(f"reading {config.name}", index, len(recipe.stages)))
@@ -130,7 +131,7 @@ def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
             )
             continue
         stages.append(data)
-        findings += check_stage(config, data, has_chat_template=tokenizer.has_chat_template)
+        findings += check_stage(config, data, has_chat_template=tokenizer.has_chat_template, num_parameters=num_parameters)
     sink(Progress("reading", len(recipe.stages), len(recipe.stages)))
     if recipe.evaluation is not None:
         findings += _check_evaluation(recipe.evaluation, stages)
@@ -203,20 +204,27 @@ def read_verdict_prompts(evaluation: EvaluationConfig) -> list[Messages]:
 
 def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData]) -> list[Finding]:
     """Blockers of the evaluation: unreadable prompts or judges, prompts that were trained on, a judge that made the pairs."""
+    from preftune.data.pipeline import read_examples
     from preftune.data.split import leaks
     from preftune.judging.base import load_judge
     from preftune.judging.rules import RulesJudge
     from preftune.training.preflight import check_leaks
 
     findings: list[Finding] = []
+    sets: list[tuple[str, list[str]]] = []
     try:
         prompts = ["\n".join(message.content for message in prompt) for prompt in read_verdict_prompts(evaluation)]
         judge = load_judge(evaluation.judge, Path.cwd())
         pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge, Path.cwd())
+        sets.append(("the verdict prompts", prompts))
+        if evaluation.pairs is not None:
+            pairs = read_examples([evaluation.pairs]).examples
+            sets.append(("the held-out pairs", [example.prompt_text for example in pairs]))
     except PreftuneError as error:
         return [Finding("blocker", "unreadable_evaluation", str(error), "mend the evaluation section of the recipe")]
     for index, data in enumerate(stages):
-        findings += check_leaks(leaks(data.prompts, prompts), f"stage {index + 1}'s training data", "the verdict prompts")
+        for name, held_out in sets:
+            findings += check_leaks(leaks(data.prompts, held_out), f"stage {index + 1}'s training data", name)
     if pairs_judge is not None:
         findings += _check_independence(judge, pairs_judge)
     if isinstance(judge, RulesJudge):

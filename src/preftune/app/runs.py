@@ -77,10 +77,10 @@ class RunFolder:
         """The folder of a stage."""
         return self.path / "stages" / f"{index + 1}-{name}"
 
-    @property
-    def evaluation_folder(self) -> Path:
-        """The folder of the report."""
-        return self.path / "evaluation"
+    def newest_report(self) -> Path | None:
+        """The ``report.json`` of the last evaluation, or None."""
+        reports = list(self.path.glob("evaluation*/report.json"))
+        return max(reports, key=lambda path: (path.stat().st_mtime_ns, path.parent.name), default=None)
 
     @property
     def recipe_path(self) -> Path:

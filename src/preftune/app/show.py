@@ -33,6 +33,7 @@ class ShownRun:
     report: dict[str, Any] | None
     last_metrics: dict[str, dict[str, Any]]
     path: Path
+    report_path: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -51,7 +52,7 @@ class ShownRun:
             lines.append(f"stage {stage['name']}  {stage['status']}  {stage.get('steps', '-')} steps  {words}".rstrip())
         if self.report is not None:
             lines.append(str(self.report.get("sentence", "")))
-            lines.append(f"report {self.path / 'evaluation' / 'report.html'}")
+            lines.append(f"report {self.report_path.with_suffix('.html') if self.report_path else ''}")
         if self.record.get("model"):
             lines.append(f"model {self.path / self.record['model']}")
         return lines
@@ -75,15 +76,14 @@ def show_run(given: str, output: Path) -> ShownRun:
         for row in rows:
             merged.update(row)
         last[stage["name"]] = merged
-    report_path = run.evaluation_folder / "report.json"
-    report = read_json(report_path) if report_path.is_file() else None
-    return ShownRun(record, report, last, run.path)
+    newest = run.newest_report()
+    return ShownRun(record, None if newest is None else read_json(newest), last, run.path, newest)
 
 
 def _run_row(run: RunFolder) -> dict[str, Any]:
     record = run.read()
-    report_path = run.evaluation_folder / "report.json"
-    verdict = read_json(report_path).get("verdict") if report_path.is_file() else None
+    newest = run.newest_report()
+    verdict = None if newest is None else read_json(newest).get("verdict")
     return {
         "id": record["id"],
         "status": record["status"],

@@ -6,6 +6,7 @@ Ranges of hyper-parameters are those of published recipes on models of a billion
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ LR_RANGE: Mapping[tuple[Literal["pairs", "demonstrations"], Literal["lora", "ful
     ("demonstrations", "full"): (1e-6, 1e-4),
     ("demonstrations", "lora"): (1e-5, 1e-3),
 }
+SMALL = 50_000_000  # parameters; smaller models want learning rates that no published recipe has
 BETA_RANGE = {False: (0.01, 0.9), True: (1.0, 10.0)}  # by length_normalised: handbook's scan; Tulu 3, OLMo and SimPO
 MAX_EPOCHS = {"pairs": 5.0, "demonstrations": 10.0}
 _QUANTISERS = {
@@ -94,8 +96,25 @@ def check_model(name: str) -> list[Finding]:
     return findings
 
 
-def check_stage(config: StageConfig, data: StageFacts, *, has_chat_template: bool) -> list[Finding]:
-    """Every finding about a stage's data and settings."""
+def num_parameters_of(name: str) -> int | None:
+    """Weights of a local model folder, from the headers of its files alone; None for a hub id."""
+    folder = Path(model_path(name))
+    if not folder.is_dir():
+        return None
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118 -- no mapping
+    return count
+
+
+def check_stage(
+    config: StageConfig, data: StageFacts, *, has_chat_template: bool, num_parameters: int | None = None
+) -> list[Finding]:
+    """Every finding about a stage's data and settings.
+
+    num_parameters: of the model where known; published learning rates say nothing of models below SMALL.
+    """
     findings: list[Finding] = []
     if data.has_chat_rows and not has_chat_template:
         fact = f"stage {config.name}: its data are conversations and the model has no chat template"
@@ -105,7 +124,7 @@ def check_stage(config: StageConfig, data: StageFacts, *, has_chat_template: boo
         fact = f"stage {config.name}: no example is left to train on ({reasons})"
         return [Finding("blocker", "nothing_to_train", fact, "`preftune check FILE` shows each row that was left out and why")]
     findings += _check_splits(config, data)
-    findings += _check_settings(config, len(data.train))
+    findings += _check_settings(config, len(data.train), is_small=num_parameters is not None and num_parameters < SMALL)
     return findings
 
 
@@ -145,7 +164,7 @@ def _check_splits(config: StageConfig, data: StageFacts) -> list[Finding]:
     return findings
 
 
-def _check_settings(config: StageConfig, num_examples: int) -> list[Finding]:
+def _check_settings(config: StageConfig, num_examples: int, *, is_small: bool) -> list[Finding]:
     findings: list[Finding] = []
     view = losses.factory(config.method).view
     steps = num_steps_of(config, num_examples)
@@ -154,7 +173,7 @@ def _check_settings(config: StageConfig, num_examples: int) -> list[Finding]:
         fact = f"stage {config.name}: {num_examples} examples make one step, and the warm-up begins at learning rate 0"
         findings.append(Finding("blocker", "no_learning", fact, "lower pairs_per_step, or set warmup: 0"))
     low, high = LR_RANGE[view, config.adapter]
-    if not low <= peak <= high:
+    if not low <= peak <= high and not is_small:
         usual = f"what is published for {config.method} with {config.adapter} ({low:g} to {high:g})"
         fact = f"stage {config.name}: lr {peak:g} is outside {usual}"
         findings.append(Finding("warning", "unusual_lr", fact, f"{DEFAULT_LR[view, config.adapter]:g} is the default"))

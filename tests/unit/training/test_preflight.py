@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from preftune.core.recipe import LoraConfig, StageConfig
 from preftune.core.records import Provenance, TokenisedCompletion, TokenisedExample
 from preftune.data.split import Leak, leaks
-from preftune.training.preflight import check_leaks, check_model, check_stage
+from preftune.training.preflight import check_leaks, check_model, check_stage, num_parameters_of
 
 
 def example(token, prefix="train"):
@@ -159,3 +159,17 @@ def test_a_package_that_is_missing(tmp_path, monkeypatch):
     assert (finding.code, "needs the package bitsandbytes" in finding.fact) == ("missing_dependency", True)
     monkeypatch.setattr(preflight, "find_spec", lambda name: object())
     assert check_model(str(folder)) == []
+
+
+def test_published_learning_rates_say_nothing_of_tiny_models():
+    config = StageConfig(name="dpo", adapter="full", lr=1e-4)
+    codes = [
+        [one.code for one in check_stage(config, Data(), has_chat_template=True, num_parameters=size)]
+        for size in (None, 10**9, 10**6)
+    ]
+    assert ["unusual_lr" in found for found in codes] == [True, True, False]
+
+
+def test_parameters_are_counted_from_the_headers(starter_model):
+    assert num_parameters_of(str(starter_model)) == num_parameters_of("starter") > 1_000_000
+    assert num_parameters_of("org/name") is None
