@@ -12,7 +12,19 @@ from markupsafe import Markup
 
 from preftune.evaluation.figures import length_scatter, stage_charts
 from preftune.evaluation.report import PAIRS_LABEL, WORDS, Report
-from preftune.evaluation.showing import clean, duration, fenced, in_table, interval_text, number, percent, points, shorten
+from preftune.evaluation.showing import (
+    clean,
+    duration,
+    fact,
+    fact_name,
+    fenced,
+    in_table,
+    interval_text,
+    number,
+    percent,
+    points,
+    shorten,
+)
 from preftune.judging.rules import RulePoints
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,6 +71,8 @@ def _environment(*, is_html: bool) -> Environment:
         "as_yaml": as_yaml,
         "cell": in_table,
         "clean": clean,
+        "fact": fact,
+        "fact_name": fact_name,
         "fenced": fenced,
         "interval": interval_text,
         "number": number,

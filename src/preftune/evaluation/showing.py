@@ -53,6 +53,28 @@ def number(value: object) -> str:
     return clean(str(value))
 
 
+def fact(value: object, name: str) -> str:
+    """A setting or measure by its name: bytes in GB, seconds in words, anything else as a number.
+
+    >>> fact(754561024, "peak_memory_bytes"), fact(283.3, "seconds"), fact(16, "rank")
+    ('0.75 GB', '4 min 43 s', '16')
+    """
+    if isinstance(value, (int, float)) and name.endswith("bytes"):
+        return f"{value / 1e9:.2f} GB"
+    if isinstance(value, (int, float)) and name.endswith("seconds"):
+        return duration(float(value))
+    return number(value)
+
+
+def fact_name(name: str) -> str:
+    """The name of a fact in words.
+
+    >>> fact_name("peak_memory_bytes")
+    'peak memory'
+    """
+    return clean(name).removesuffix("_bytes").replace("_", " ")
+
+
 def duration(seconds: float) -> str:
     """A time span in words.
 

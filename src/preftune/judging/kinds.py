@@ -186,7 +186,7 @@ class Mentions(_Wordless):
 
 @rule_kinds.register("length")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Length:
+class Length(_Wordless):
     """A penalty for word counts outside a range; inside it, length does not matter.
 
     Parameters
@@ -199,7 +199,6 @@ class Length:
     min: Annotated[int, Gt(0)] | None = None
     max: Annotated[int, Gt(0)] | None = None
     cap: Annotated[float, Gt(0)] = 1.0
-    name: str = ""
 
     def __post_init__(self) -> None:
         if self.min is None and self.max is None:
@@ -216,15 +215,6 @@ class Length:
         elif self.max is not None and count > self.max:
             distance = (count - self.max) / self.max
         return -min(distance, self.cap) if distance else 0.0
-
-    def vocabulary(self) -> frozenset[str]:
-        """No words."""
-        return frozenset()
-
-    def matches(self, word: str) -> bool:
-        """No word is counted."""
-        del word
-        return False
 
     def why_length_pays(self) -> str | None:
         """A lower bound without an upper one only ever asks for more."""
@@ -256,7 +246,7 @@ def _phrases(entries: tuple[str, ...]) -> Phrases:
 def _compiled(regex: str) -> Any:
     """The compiled pattern; re2 is imported only where a judge has patterns."""
     try:
-        import re2  # type: ignore[import-untyped]
+        import re2  # type: ignore[import-untyped]  # ships no stubs
     except ImportError:
         raise UsageError("pattern rules need RE2, which is not installed: pip install google-re2") from None
     options = re2.Options()

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from annotated_types import Ge, MinLen
 from pydantic import Field
@@ -133,8 +133,11 @@ class RulesJudge:
 
     def _settings(self) -> list[dict[str, Any]]:
         """Each rule with its defaults filled in, so that leaving a default out changes no identity."""
-        kinds = (given["kind"] for given in self.rules)
-        built = ({"kind": kind, **asdict(rule)} for kind, (_, rule) in zip(kinds, self.named_rules, strict=True))  # type: ignore[call-overload]
+        # Every kind is a dataclass, which the protocol Rule cannot say.
+        built = [
+            {"kind": given["kind"], **asdict(cast(Any, rule))}
+            for given, (_, rule) in zip(self.rules, self.named_rules, strict=True)
+        ]
         return [{key: list(value) if isinstance(value, tuple) else value for key, value in row.items()} for row in built]
 
 
