@@ -19,7 +19,7 @@ from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.data.split import Leak
 from preftune.maths.losses.base import losses
-from preftune.modeling.load import model_path
+from preftune.modeling.load import STARTER, model_path
 from preftune.training.optim import DEFAULT_LR, lr_of, num_steps_of, schedule_of
 
 # lowest and highest peak learning rate in published recipes, by view and adapter
@@ -98,9 +98,9 @@ def check_model(name: str) -> list[Finding]:
 
 def num_parameters_of(name: str) -> int | None:
     """Weights of a local model folder, from the headers of its files alone; None for a hub id."""
-    folder = Path(model_path(name))
-    if not folder.is_dir():
+    if name != STARTER and not Path(name).expanduser().is_dir():
         return None
+    folder = Path(model_path(name))
     count = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
