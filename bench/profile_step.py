@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from preftune.core.recipe import LoraConfig
 from preftune.core.records import TokenisedCompletion, TokenisedExample
 from preftune.data.pack import pack_step
-from preftune.modeling.adapters import add_lora, adapter_off, trainable_parameters
+from preftune.modeling.adapters import adapter_off, add_lora, trainable_parameters
 from preftune.modeling.forward import Scorer
 
 BETA = 0.1
@@ -44,7 +44,6 @@ def model_of(dtype: torch.dtype, layers: int) -> LlamaForCausalLM:
         tie_word_embeddings=True,
         rope_theta=1e5,
     )
-    config._attn_implementation = "sdpa"
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

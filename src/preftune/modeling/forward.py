@@ -191,7 +191,11 @@ def output_head(base: PreTrainedModel) -> nn.Module:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Keep only layer inputs for backward and compute the rest again: less memory, about a third more time."""
-    base_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    base, options = base_of(model), {"use_reentrant": False}
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # transformers before 5.20
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
 
 
 def _has_plain_layout(base: PreTrainedModel) -> bool:

@@ -18,8 +18,8 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Pre
 
 from preftune.core.errors import InputError
 from preftune.core.recipe import DecodingConfig
-from preftune.data.tokenize import prompt_ids_of
 from preftune.core.records import Message, Messages
+from preftune.data.tokenize import prompt_ids_of
 from preftune.modeling.attention import plain_attention
 from preftune.modeling.forward import base_of
 from preftune.modeling.load import NO_LIMIT

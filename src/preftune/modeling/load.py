@@ -26,7 +26,14 @@ from huggingface_hub.constants import ENDPOINT as HUB
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from preftune.core.errors import InputError
 from preftune.core.recipe import ModelConfig
