@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=DEFAULT_TEXT_FOLDER)
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=0.9)
     parser.add_argument("--wanted", type=int, default=720)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
