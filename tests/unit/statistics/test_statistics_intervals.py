@@ -57,6 +57,13 @@ def test_coverage_fails_without_pseudo_scores() -> None:
         assert coverage(mean, size, ties=0.0, samples=500, replicates=500, pseudo=0) < 0.91
 
 
+def test_two_pseudo_wins_and_losses_by_default() -> None:
+    # the middle of an interval that is not cut is the mean with the pseudo-scores: (60 + 2) / (100 + 4)
+    low = mean_interval([1.0] * 60 + [0.0] * 40)
+    assert (low.low + low.high) / 2 == pytest.approx(62 / 104, abs=1e-12)
+    assert low == mean_interval([1.0] * 60 + [0.0] * 40, pseudo=2)
+
+
 def test_wilson_where_all_scores_agree() -> None:
     for score in (0.0, 0.5, 1.0):
         interval = mean_interval([score] * 40)
