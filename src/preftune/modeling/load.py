@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from preftune.core.errors import InputError
 from preftune.core.recipe import ModelConfig
@@ -216,7 +217,7 @@ def _hub_answers() -> bool:
 def _adapter_config(path: str, config: ModelConfig) -> PeftConfig | None:
     folder = Path(path)
     if not folder.is_dir():
-        return None
+        return cast(PeftConfig, PeftConfig.from_pretrained(path)) if _hub_file(path, ADAPTER_CONFIG, config.revision) else None
     if (folder / ADAPTER_CONFIG).is_file():
         adapter = PeftConfig.from_pretrained(path)
         if not adapter.base_model_name_or_path:
@@ -237,18 +238,24 @@ def _adapter_config(path: str, config: ModelConfig) -> PeftConfig | None:
 def _stated_eos(path: str, revision: str | None) -> tuple[int, ...]:
     """End tokens of generation_config.json, else of config.json."""
     for file in ("generation_config.json", "config.json"):
-        local = Path(path) / file
-        if not Path(path).is_dir():
-            from transformers.utils.hub import cached_file
-
-            found = cached_file(path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-            local = Path(found) if found else local
-        if not local.is_file():
+        local = Path(path) / file if Path(path).is_dir() else _hub_file(path, file, revision)
+        if local is None or not local.is_file():
             continue
         stated = json.loads(local.read_text(encoding="utf-8")).get("eos_token_id")
         if stated is not None:
             return tuple(stated) if isinstance(stated, list) else (int(stated),)
     return ()
+
+
+def _hub_file(name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a hub model in the local cache, fetched if need be; None where the model has none of that name."""
+    held = try_to_load_from_cache(name, file, revision=revision)
+    if isinstance(held, str):
+        return Path(held)
+    if not _hub_answers():
+        return None
+    found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
 
 
 def _has_tokenizer(path: str) -> bool:

@@ -133,15 +133,20 @@ class ReferenceCache:
         return [np.array(self._values(key), copy=True) for key in keys]
 
     def fill(self, pack: Pack, scorer: Scorer) -> None:
-        """Score a pack with fresh adapters off and keep what is new; a pack without anything new costs nothing.
+        """Score a pack with fresh adapters and dropout off and keep what is new; a pack without anything new costs nothing.
 
         The whole pack is scored, in the shape that the policy will see, so that policy and reference round alike.
         """
         keys = [key for example in pack.examples for key in self._keys(example)]
         if all(self._is_held(key) for key in keys):
             return
-        with torch.no_grad(), adapter_off(scorer.model):
-            logps = scorer.token_logps(pack).float().cpu().numpy()
+        was_training = scorer.model.training
+        scorer.model.train(False)
+        try:
+            with torch.no_grad(), adapter_off(scorer.model):
+                logps = scorer.token_logps(pack).float().cpu().numpy()
+        finally:
+            scorer.model.train(was_training)
         self.num_forwards += pack.num_completions
         parts = np.split(logps, np.cumsum(pack.num_tokens)[:-1])
         if self._writer is None:

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from preftune.data.pack import Group
@@ -75,6 +77,34 @@ def test_every_path_equals_the_written_out_mask(
     )
     ours = torch.autograd.grad((got * upstream).sum(), (q, k, v))
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), min_size=1, max_size=4)), min_size=1, max_size=4),
+    window=st.none() | st.integers(1, 9),
+    heads=st.sampled_from([(1, 1), (4, 2), (3, 1), (2, 2)]),
+)
+@settings(max_examples=60)
+def test_any_groups(shapes: list[tuple[int, list[int]]], window: int | None, heads: tuple[int, int]) -> None:
+    groups, start = [], 0
+    for prompt, lengths in shapes:
+        groups.append(Group(start, prompt, tuple(lengths)))
+        start += groups[-1].num_tokens
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(1, count, start, 4, dtype=torch.float64, requires_grad=True) for count in (heads[0], heads[1], heads[1])
+    )
+    layout = PairLayout(tuple(groups))
+    got, _ = shared_attention(nn.Module(), q, k, v, None, sliding_window=window, pair_layout=layout)
+    expected = written_out(q, k, v, visible(layout.groups, window), 0.5, None, None)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    flat = torch.cat(attention._each_completion(q, k, v, layout, attention._Flat(0.5, window)), 2).transpose(1, 2)
+    torch.testing.assert_close(flat, expected, rtol=1e-9, atol=1e-9)
+    upstream = torch.randn_like(expected)
+    ours = torch.autograd.grad((got * upstream).sum(), (q, k, v))
+    theirs = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
