@@ -35,7 +35,8 @@ TRAIN_POOL = Pool(
     tuple(hero for hero in HEROES if hero not in VERDICT_POOL.heroes),
     tuple(name for name in OBJECTS if name not in VERDICT_POOL.objects),
 )
-PAIRS_SEED, SFT_SEED, VERDICT_SEED = 101, 202, 303
+# 303 drew the prompts on which the settings of the demo were chosen; those that ship were drawn afterwards and chose nothing
+PAIRS_SEED, SFT_SEED, VERDICT_SEED = 101, 202, 404
 MIN_GAP, MAX_LENGTH_RATIO = 2.0, 1.3
 
 

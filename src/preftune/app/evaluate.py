@@ -137,6 +137,7 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
     """Generate with both models, judge, score held-out pairs, and write the report."""
     from preftune.data.pipeline import read_prompts
     from preftune.evaluation.report import write_report
+    from preftune.evaluation.showing import clean
     from preftune.evaluation.usage import count_use
     from preftune.evaluation.winrate import evaluate_pairs
     from preftune.judging.base import load_judge
@@ -161,7 +162,7 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
                     "score": one.score}, ensure_ascii=False)
         for one in win_rate.judged
     )  # fmt: skip
-    write_text(contest.folder / "completions.jsonl", "".join(line + "\n" for line in lines))
+    write_text(contest.folder / "completions.jsonl", "".join(clean(line) + "\n" for line in lines))
     held_out = _held_out(contest, policy_logps, reference_logps)
     report = make_report(contest, Findings(judge, win_rate, same, held_out, uses, timings))
     files = write_report(report, contest.folder)

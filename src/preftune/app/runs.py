@@ -36,7 +36,7 @@ class RunFolder:
         """A new folder ``NAME-DATE-4HEX`` below ``output``; never an existing one."""
         now = datetime.datetime.now(datetime.UTC)
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name) or "run"
-        path = output / f"{stem}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        path = output.resolve() / f"{stem}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         path.mkdir(parents=True)
         run = cls(path)
         run.update({"id": path.name, "name": name, "created": now.isoformat(timespec="seconds"), "preftune": __version__,

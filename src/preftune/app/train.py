@@ -14,7 +14,7 @@ from preftune.app.runs import RunFolder
 from preftune.core.errors import Interrupted, PreftuneError
 from preftune.core.events import Event, EventSink, Noted, ignore
 from preftune.core.files import append_jsonl, write_bytes, write_json
-from preftune.core.recipe import ModelConfig, Recipe, StageConfig
+from preftune.core.recipe import ModelConfig, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _train_stages(made: Plan, run: RunFolder, sink: EventSink, context: Context,
             if record.get("status") == "succeeded":
                 summary = record
             else:
-                summary = _train_stage(made.recipe, index, config, data, start, run, tell, context, is_resumed=is_resumed)
+                summary = _train_stage(made.recipe, index, data, start, run, tell, context, is_resumed=is_resumed)
             summaries.append(summary)
             before = start.model_copy(update={"name": str(run.path / summary["final"]), "revision": None})
     except Interrupted:
@@ -105,15 +105,23 @@ def _train_stages(made: Plan, run: RunFolder, sink: EventSink, context: Context,
 
 
 def _train_stage(
-    recipe: Recipe, index: int, config: StageConfig, data: StageData, start: ModelConfig, run: RunFolder, sink: EventSink,
-    context: Context, *, is_resumed: bool,
-) -> dict[str, Any]:  # fmt: skip
+    recipe: Recipe,
+    index: int,
+    data: StageData,
+    start: ModelConfig,
+    run: RunFolder,
+    sink: EventSink,
+    context: Context,
+    *,
+    is_resumed: bool,
+) -> dict[str, Any]:
     """Train one stage and keep its record in ``run.json``."""
     from preftune.modeling.load import load_model
     from preftune.training.devices import choose_precision
     from preftune.training.loop import run_stage
     from preftune.training.state import StagePlan
 
+    config = recipe.stages[index]
     folder = run.stage_folder(index, config.name)
     facts = {"name": config.name, "method": config.method, "adapter": config.adapter, "start": start.name}
     run.update_stage(index, {**facts, "status": "running"})
