@@ -200,7 +200,7 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, 
 
 
 def _group_attention(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
-    return cast(Tensor, GroupAttention.apply(q, k, v, layout, scale, window))  # type: ignore[no-untyped-call]
+    return cast(Tensor, GroupAttention.apply(q, k, v, layout, scale, window))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class GroupAttention(torch.autograd.Function):

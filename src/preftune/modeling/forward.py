@@ -186,7 +186,7 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 
 def output_head(base: PreTrainedModel) -> nn.Module:
     """The module that turns hidden states into logits."""
-    return cast(nn.Module, base.get_output_embeddings())  # type: ignore[no-untyped-call]
+    return cast(nn.Module, base.get_output_embeddings())  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -195,9 +195,9 @@ def checkpoint_activations(model: nn.Module) -> None:
     if hasattr(base, "activation_checkpointing_enable"):
         base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:  # transformers before 5.20
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
 
 def _has_plain_layout(base: PreTrainedModel) -> bool:
     """Whether the model is a body that returns hidden states and a head that is one module."""
-    return base.base_model is not base and base.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
+    return base.base_model is not base and base.get_output_embeddings() is not None  # type: ignore[no-untyped-call]  # transformers leaves it untyped

@@ -49,7 +49,7 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, spec: HeadSpec
     if type(head) is not nn.Linear:
         return _module_logps(hidden, head, targets, spec)
     wants_grad = torch.is_grad_enabled()
-    applied = TokenLogps.apply(hidden, head.weight, head.bias, targets, spec, wants_grad)  # type: ignore[no-untyped-call]
+    applied = TokenLogps.apply(hidden, head.weight, head.bias, targets, spec, wants_grad)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return cast(Tensor, applied)
 
 
