@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from preftune.cli.output import ProgressPrinter, print_json
+from preftune.cli.output import ProgressPrinter, print_result
 
 EPILOG = """\b
 Examples:
@@ -33,9 +33,5 @@ def command(model: str, overrides: tuple[str, ...], baseline: str | None, output
 
     prepare_process()
     result = evaluate_run(model, overrides, baseline=baseline, output=output, sink=ProgressPrinter())
-    if is_json:
-        print_json(result.to_dict())
-    else:
-        for line in result.summary():
-            click.echo(line)
+    print_result(result, is_json=is_json)
     return 0

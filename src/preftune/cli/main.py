@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from preftune.core.version import __version__
 from preftune.cli.output import print_error
 from preftune.core.errors import PreftuneError
+from preftune.core.version import __version__
 
 VERBS = {
     "demo": "Align the embedded starter model and print the verdict.",

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from preftune.core.errors import Blocked, PreftuneError
 from preftune.core.events import CheckpointSaved, EvalDone, Event, Noted, Progress, StageFinished, StageStarted, StepDone
@@ -18,6 +18,25 @@ UPDATE_SECONDS = 5.0
 def print_json(value: Any) -> None:
     """One JSON value on stdout; what is not a number in JSON becomes null."""
     sys.stdout.write(json.dumps(clean(value), ensure_ascii=False, indent=2) + "\n")
+
+
+class Result(Protocol):
+    """What a verb's function gives back: the same facts as data and as lines for a person."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+
+    def summary(self) -> list[str]:
+        """As lines."""
+
+
+def print_result(result: Result, *, is_json: bool) -> None:
+    """A result on stdout, as the user asked for it."""
+    if is_json:
+        print_json(result.to_dict())
+        return
+    for line in result.summary():
+        sys.stdout.write(line + "\n")
 
 
 def clean(value: Any) -> Any:

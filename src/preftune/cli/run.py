@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from preftune.cli.output import ProgressPrinter, print_json
+from preftune.cli.output import ProgressPrinter, print_result
 
 EPILOG = """\b
 Examples:
@@ -26,9 +26,5 @@ def command(recipe: Path, overrides: tuple[str, ...], is_json: bool) -> int:
 
     prepare_process()
     result = run(load_recipe(recipe, overrides), sink=ProgressPrinter())
-    if is_json:
-        print_json(result.to_dict())
-    else:
-        for line in result.summary():
-            click.echo(line)
+    print_result(result, is_json=is_json)
     return 0

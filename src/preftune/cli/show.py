@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from preftune.cli.output import print_json
+from preftune.cli.output import print_result
 
 EPILOG = """\b
 Examples:
@@ -25,9 +25,5 @@ def command(run: str, output: Path, is_json: bool) -> int:
     from preftune.app.show import show_run
 
     shown = show_run(run, output)
-    if is_json:
-        print_json(shown.to_dict())
-        return 0
-    for line in shown.summary():
-        click.echo(line)
+    print_result(shown, is_json=is_json)
     return 0

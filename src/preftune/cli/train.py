@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from preftune.cli.output import ProgressPrinter, print_json, say
+from preftune.cli.output import ProgressPrinter, print_json, print_result, say
 
 EPILOG = """\b
 Examples:
@@ -41,11 +41,7 @@ def command(recipe: Path | None, overrides: tuple[str, ...], resume: str | None,
         loaded = load_recipe(recipe, overrides)
         if dry_run:
             made = plan(loaded)
-            if is_json:
-                print_json(made.to_dict())
-            else:
-                for line in made.summary():
-                    click.echo(line)
+            print_result(made, is_json=is_json)
             made.refuse()
             return 0
         result = train(loaded, sink=ProgressPrinter())

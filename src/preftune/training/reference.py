@@ -57,22 +57,22 @@ def score_reference(
     """
     identity = ReferenceIdentity.of(scorer)
     cache = ReferenceCache(stage.cache_folder, identity)
-    todo: list[Pack] = []
+    pending: list[Pack] = []
     left: list[TokenisedExample] = []
     for pack in packs:
         missing = cache.lookup(pack.examples)
         if len(missing) == len(pack.examples):
-            todo.append(pack)
+            pending.append(pack)
         else:
             left.extend(missing)
-    is_fresh = bool(packs) and bool(todo) and todo[0] is packs[0]
-    todo += pack_step(left, stage.config.tokens_per_pack)
-    for done, pack in enumerate(todo):
+    is_fresh = bool(packs) and bool(pending) and pending[0] is packs[0]
+    pending += pack_step(left, stage.config.tokens_per_pack)
+    for done, pack in enumerate(pending):
         if should_stop():
             raise Interrupted(
-                f"stage {stage.config.name} stopped while the reference was scored, {done} of {len(todo)} packs done; "
+                f"stage {stage.config.name} stopped while the reference was scored, {done} of {len(pending)} packs done; "
                 "their scores are kept, resume the run to go on"
             )
         cache.fill(pack, scorer)
-        sink(Progress("scoring the reference", done + 1, len(todo)))
+        sink(Progress("scoring the reference", done + 1, len(pending)))
     return Reference(cache, scorer.device, is_fresh)
