@@ -128,7 +128,7 @@ def smol_shape(folder: Path) -> Path:
             num_key_value_heads=3,
             max_position_embeddings=8192,
             tie_word_embeddings=True,
-            rope_theta=1e5,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e5},
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
@@ -152,8 +152,9 @@ def speed_rows(folder: Path, steps: int, pairs_per_step: int = 8, seed: int = 0)
     """The same pairs in two orders: `shuffled`, and `grouped` by length as a sampler that groups would give them.
 
     400 pairs (what transformers' LengthGroupedSampler sorts at a time) are sorted by length and `steps` batches taken at
-    even distances: so the pairs are a fair sample of the data and each grouped batch holds pairs of nearly one length. One
-    more batch, the middle one, stands first in both files: the step that is not timed.
+    even distances: so the timed pairs are a fair sample of the data and each grouped batch holds pairs of nearly one
+    length. One more batch stands first and is not timed; it is the one that decides the peak of memory in an epoch of
+    that order: the longest pairs in `grouped` (that sampler begins with them), the longest pair among others in `shuffled`.
     """
     rng = random.Random(seed)
     pool = hh_lengths()
@@ -162,14 +163,18 @@ def speed_rows(folder: Path, steps: int, pairs_per_step: int = 8, seed: int = 0)
     batches = [pool[at : at + pairs_per_step] for at in range(0, POOL, pairs_per_step)]
     taken = [batches[int((at + 0.5) * len(batches) / steps)] for at in range(steps)]
     rows = [[text_of_lengths(sizes, rng) for sizes in batch] for batch in taken]
-    first = [text_of_lengths(sizes, rng) for sizes in batches[len(batches) // 2]]
     rng.shuffle(rows)  # no order by length over the steps
     flat = [row for batch in rows for row in batch]
     shuffled = rng.sample(flat, len(flat))
+    longest = {
+        "grouped": batches[-1],
+        "shuffled": [pool[-1], *rng.sample(pool[:-1], pairs_per_step - 1)],
+    }
+    first = {order: [text_of_lengths(sizes, rng) for sizes in batch] for order, batch in longest.items()}
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        "grouped": write_rows(folder / "grouped.jsonl", [*first, *flat]),
-        "shuffled": write_rows(folder / "shuffled.jsonl", [*first, *shuffled]),
+        "grouped": write_rows(folder / "grouped.jsonl", [*first["grouped"], *flat]),
+        "shuffled": write_rows(folder / "shuffled.jsonl", [*first["shuffled"], *shuffled]),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from preftune.core.events import Event, StageStarted, StepDone
+from preftune.core.events import Event, Progress, StageStarted, StepDone
 from preftune.core.recipe import LoraConfig, ModelConfig, StageConfig
 from preftune.modeling.load import load_model
 from preftune.training.devices import set_allocator
@@ -28,14 +28,23 @@ class StepClock:
     def __init__(self) -> None:
         self.times: list[float] = [time.perf_counter()]
         self.cpu: list[float] = []
+        self.scored: list[float] = []
         self.losses: list[float] = []
 
     def __call__(self, event: Event, /) -> None:
+        if isinstance(event, Progress) and event.what == "scoring the reference":
+            self.scored.append(time.perf_counter())
         if isinstance(event, StageStarted | StepDone):
             self.times.append(time.perf_counter())
             self.cpu.append(time.process_time())
         if isinstance(event, StepDone):
             self.losses.append(event.metrics["loss"])
+
+    @property
+    def reference_seconds(self) -> float:
+        """Of scoring the reference: from the first pack's end to the last one's, and the first one at their mean."""
+        between = differences(self.scored)
+        return sum(between) * len(self.scored) / len(between) if between else 0.0
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,6 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "allocator_set": applied,
         "build_seconds": ready - imported,  # loading and tokenising
         "prepare_seconds": prepared,  # adapters, checks at run start, every reference score of these rows
+        "reference_seconds": clock.reference_seconds,
         "train_seconds": trained - ready,  # preparation, steps and the final save
         "step_seconds": steps,
         "step_cpu_seconds": differences(clock.cpu),

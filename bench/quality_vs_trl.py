@@ -73,7 +73,7 @@ def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means of accuracy, medians of time, ratios, and whether the targets are met."""
 
     def middle(system: str, key: str) -> float:
-        return statistics.median(one[system][key] for one in rounds)
+        return float(statistics.median(one[system][key] for one in rounds))
 
     accuracy = {system: statistics.mean(one[system]["accuracy"] for one in rounds) for system in ("trl", "preftune")}
     ratio = middle("preftune", "train_seconds") / middle("trl", "train_seconds")

@@ -78,8 +78,8 @@ def lora_lines(found: Found) -> list[str]:
         "",
         "SmolLM2-135M's shape with random weights, LoRA of rank 16 on all linear layers, 8 pairs a step with the lengths of",
         "hh-rlhf helpful-base. Medians over alternating rounds; the ratio in a row is taken over the same pairs. A first epoch",
-        "includes the reference's scores (precomputed, or by filling the cache); a later step of TRL has them in it unless they",
-        "are precomputed.",
+        "includes the reference's scores (in TRL's steps, or to fill the cache); a later step of TRL has them in it unless they",
+        f"are precomputed. The checks at the start of a run cost preftune another {ours['once_seconds']:.0f} s, once.",
         "",
         *head("", "s/step", "first epoch, s/step", "peak memory, GB", "preftune is", "its memory"),
         row(
@@ -95,7 +95,7 @@ def lora_lines(found: Found) -> list[str]:
         row(
             f"TRL, {one['setting'].replace(' | ', '; ')}",
             f"{one['seconds_per_step']:.2f}",
-            f"{one['first_epoch_seconds_per_step']:.2f}",
+            "" if one["first_epoch_seconds_per_step"] is None else f"{one['first_epoch_seconds_per_step']:.2f}",
             gb(one["peak_rss_bytes"]),
             f"{one['times_slower']:.1f} x as fast",
             f"{100 * one['our_share_of_memory']:.0f} %",
