@@ -103,7 +103,7 @@ def find_model(given: str, output: Path) -> Path:
         CheckpointError: there is no such run, step or model; the message lists the steps that exist.
     """
     name, _, step = given.rpartition("@") if "@" in given else (given, "", "")
-    path = next((one for one in (Path(name).expanduser(), output / name) if one.is_dir()), None)
+    path = next((one.resolve() for one in (Path(name).expanduser(), output / name) if one.is_dir()), None)
     if path is None:
         raise CheckpointError(f"from_checkpoint {given!r}: no run or folder of that name; `preftune ls runs` lists the runs")
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
