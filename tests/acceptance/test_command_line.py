@@ -59,11 +59,11 @@ def test_train_show_and_start_from_a_run(preftune, recipe, tmp_path):
     assert shown["run"]["status"] == "succeeded"
     assert shown["last_metrics"]["dpo"]["step"] == 4
     assert preftune("ls", "runs").stdout.split()[0] == run.name
-    for start in (run.name, f"{run.name}@2", run / "stages" / "1-dpo" / "final"):
+    for start in (run.name, f"{run.name}@3", run / "stages" / "1-dpo" / "final"):
         again = preftune("train", recipe, f"from_checkpoint={start}", "max_steps=2", "--json")
         assert again.returncode == 0, again.stderr
         assert str(run) in json.loads(again.stdout)["stages"][0]["start"]
-    wrong = preftune("train", recipe, f"from_checkpoint={run.name}@3")
+    wrong = preftune("train", recipe, f"from_checkpoint={run.name}@2")
     assert wrong.returncode == 1
     assert "there is" in wrong.stderr
 
