@@ -58,9 +58,9 @@ def test_the_demo_runs_from_a_wheel_and_proves_its_result(installed, tmp_path):
     print(f"demo: {seconds:.0f} s, {report['sentence']}")
     html = Path(result["evaluated"]["report_html"]).read_text(encoding="utf-8")
     assert report["verdict"] == "better"
-    low = report["win_rate"]["low"]
+    low = report["win_rate"]["interval"]["low"]
     assert low > 0.55, "the whole interval lies well above one half"
-    assert report["win_rate"]["n"] >= 200
+    assert report["win_rate"]["num_prompts"] >= 200
     assert "same judge as the pairs" in html
     stages = result["trained"]["stages"]
     assert [stage["name"] for stage in stages] == ["sft", "dpo"]
