@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.app.contest import Contest
 from preftune.app.context import Context
 from preftune.app.plan import limit_of, read_stage
 from preftune.app.recipes import load_recipe, make_recipe
@@ -18,7 +19,7 @@ from preftune.app.train import TrainResult
 from preftune.core.errors import RecipeError, UsageError
 from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.files import write_text
-from preftune.core.recipe import EvaluationConfig, ModelConfig, Recipe
+from preftune.core.recipe import ModelConfig, Recipe
 from preftune.core.records import TokenisedExample
 
 if TYPE_CHECKING:
@@ -27,21 +28,6 @@ if TYPE_CHECKING:
     from preftune.evaluation.winrate import WinRate
     from preftune.modeling.generate import Generation
     from preftune.modeling.load import LoadedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """Two models, what they are compared on, and where the report goes.
-
-    run: the run folder whose stages the report tells of; None where two folders are compared.
-    """
-
-    recipe: Recipe
-    evaluation: EvaluationConfig
-    policy: ModelConfig
-    baseline: ModelConfig
-    folder: Path
-    run: RunFolder | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +122,7 @@ def evaluate_with(
 def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResult:
     """Generate with both models, judge, score held-out pairs, and write the report."""
     from preftune.data.pipeline import read_prompts
-    from preftune.evaluation.report import write_report
+    from preftune.evaluation.render import write_report
     from preftune.evaluation.showing import clean
     from preftune.evaluation.usage import count_use
     from preftune.evaluation.winrate import evaluate_pairs

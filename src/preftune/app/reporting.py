@@ -21,7 +21,7 @@ from preftune.core.records import Excluded
 from preftune.core.version import __version__
 
 if TYPE_CHECKING:
-    from preftune.app.evaluate import Contest
+    from preftune.app.contest import Contest
     from preftune.app.runs import RunFolder
     from preftune.evaluation.heldout import HeldOut
     from preftune.evaluation.report import Report, StageReport

@@ -1,8 +1,9 @@
-"""The report as Markdown and as one HTML page that needs no network and no script."""
+"""The report written: JSON, Markdown, and one HTML page that needs no network and no script."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from preftune.core.files import write_json, write_text
 from preftune.evaluation.figures import length_scatter, stage_charts
-from preftune.evaluation.report import PAIRS_LABEL, WORDS, Report
+from preftune.evaluation.report import PAIRS_LABEL, WORDS, Report, without_nonfinite
 from preftune.evaluation.showing import (
     clean,
     duration,
@@ -28,6 +30,24 @@ from preftune.evaluation.showing import (
 from preftune.judging.rules import RulePoints
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Where a report was written."""
+
+    json: Path
+    markdown: Path
+    html: Path
+
+
+def write_report(report: Report, folder: Path) -> ReportFiles:
+    """Write ``report.json``, ``report.md`` and ``report.html`` into a folder, each one atomically."""
+    files = ReportFiles(folder / "report.json", folder / "report.md", folder / "report.html")
+    write_json(files.json, without_nonfinite(report.to_dict()))
+    write_text(files.markdown, to_markdown(report))
+    write_text(files.html, to_html(report))
+    return files
 
 
 def to_html(report: Report) -> str:

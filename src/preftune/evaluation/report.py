@@ -1,15 +1,13 @@
-"""The report of a run: what is known, in one record; written as JSON, Markdown and one self-contained HTML page."""
+"""The report of a run: what is known, in one record; ``render`` writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from preftune.core.files import write_json, write_text
 from preftune.core.records import Excluded, Messages
 from preftune.evaluation.heldout import HeldOut
 from preftune.evaluation.showing import clean, interval_text, percent, points, shorten
@@ -158,26 +156,6 @@ class Report:
             "timings_s": dict(self.timings),
             "notes": [clean(note) for note in self.notes],
         }
-
-
-@dataclass(frozen=True, slots=True)
-class ReportFiles:
-    """Where a report was written."""
-
-    json: Path
-    markdown: Path
-    html: Path
-
-
-def write_report(report: Report, folder: Path) -> ReportFiles:
-    """Write ``report.json``, ``report.md`` and ``report.html`` into a folder, each one atomically."""
-    from preftune.evaluation.render import to_html, to_markdown
-
-    files = ReportFiles(folder / "report.json", folder / "report.md", folder / "report.html")
-    write_json(files.json, without_nonfinite(report.to_dict()))
-    write_text(files.markdown, to_markdown(report))
-    write_text(files.html, to_html(report))
-    return files
 
 
 def samples_of(win_rate: WinRate, judge: object, *, count: int = 6, losses: int = 2, seed: int = 0) -> tuple[Sample, ...]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from preftune.evaluation.figures import stage_charts
-from preftune.evaluation.render import TEMPLATES, to_html, to_markdown
-from preftune.evaluation.report import Report, samples_of, write_report
+from preftune.evaluation.render import TEMPLATES, to_html, to_markdown, write_report
+from preftune.evaluation.report import Report, samples_of
 from preftune.evaluation.showing import clean, in_table, percent
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "base"}
