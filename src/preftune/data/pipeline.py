@@ -124,10 +124,7 @@ class Reader:
 
     def _check_new(self, example: Example, place: int) -> None:
         """Refuse an example that repeats or contradicts an earlier one."""
-        try:
-            key, side = _identity(example)
-        except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
-            raise BadRow("invalid_unicode", "the row holds characters that are no Unicode text (lone surrogates)") from None
+        key, side = _identity(example)
         earlier = self._seen.setdefault(key, (side, place, example.provenance.line))
         if earlier == (side, place, example.provenance.line):
             return
@@ -242,8 +239,6 @@ def read_prompts(
         try:
             example = _example(row, reader, Provenance(path, number))
             key = digest_json([example.style, [message.to_dict() for message in example.prompt]])
-        except UnicodeEncodeError:
-            excluded.append(Excluded(path, number, "invalid_unicode", "the prompt is no Unicode text", None, _excerpt(row)))
         except BadRow as bad:
             excluded.append(Excluded(path, number, bad.reason, bad.detail, bad.field, _excerpt(row)))
         else:
@@ -306,7 +301,18 @@ def _only_bad(path: str, looked_at: list[Numbered], rows: Iterator[Numbered]) ->
 def _example(row: Row | UnreadableRow, reader: Format, provenance: Provenance) -> Example:
     if isinstance(row, UnreadableRow):
         raise row
-    return reader.read(row, provenance)
+    example = reader.read(row, provenance)
+    messages = [*example.prompt, *(message for completion in example.completions for message in completion)]
+    try:
+        for message in messages:
+            message.content.encode()
+            if message.tool_calls or message.name is not None:
+                json.dumps(message.to_dict(), ensure_ascii=False).encode()
+        if example.tools:
+            json.dumps([dict(tool) for tool in example.tools], ensure_ascii=False).encode()
+    except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
+        raise BadRow("invalid_unicode", "the row holds characters that are no Unicode text (lone surrogates)") from None
+    return example
 
 
 def _excerpt(row: Row | UnreadableRow) -> str:
