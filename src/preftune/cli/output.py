@@ -93,7 +93,8 @@ class ProgressPrinter:
             case Progress():
                 self._advance(event.what, event.done, event.total, "")
             case StepDone():
-                self._advance(event.stage, event.step, self._num_steps.get(event.stage, event.step), step_text(event.metrics))
+                total = self._num_steps.get(event.stage, event.step)
+                self._advance(event.stage, event.step, total, step_text(event.metrics, total - event.step, event.step))
             case EvalDone():
                 self._line(f"[{event.stage}] step {event.step}: held out {eval_text(event.metrics)}")
             case CheckpointSaved():
@@ -144,8 +145,12 @@ class ProgressPrinter:
             self._label = ""
 
 
-def step_text(metrics: Mapping[str, float]) -> str:
-    """A step in a few words: loss, accuracy, margin, speed, memory."""
+def step_text(metrics: Mapping[str, float], left: int, done: int) -> str:
+    """A step in a few words: loss, accuracy, margin, speed, memory, and how long the steps that are left will take.
+
+    >>> step_text({"loss": 0.5, "elapsed_s": 60.0}, left=30, done=10)
+    'loss 0.5000 | 3 min left'
+    """
     parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
     if "rewards/accuracies" in metrics:
         parts.append(f"accuracy {metrics['rewards/accuracies']:.2f} margin {metrics['rewards/margins']:+.3f}")
@@ -153,8 +158,9 @@ def step_text(metrics: Mapping[str, float]) -> str:
         parts.append(f"{metrics['pairs_per_second']:.1f} pairs/s {metrics.get('tokens_per_second', 0):,.0f} tokens/s")
     if "peak_memory_gb" in metrics:
         parts.append(f"{metrics['peak_memory_gb']:.2f} GB")
-    if metrics.get("eta_s"):
-        parts.append(f"{metrics['eta_s']:.0f} s left")
+    if "elapsed_s" in metrics and left > 0:
+        seconds = metrics["elapsed_s"] / done * left
+        parts.append(f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left")
     return " | ".join(parts)
 
 
