@@ -56,7 +56,8 @@ class Setting:
 
 
 AS_INSTALLED = Setting()
-START = Setting((2, 4), "bfloat16", checkpointing=False, precompute=True)
+START = Setting((1, 8), "bfloat16-autocast", checkpointing=False, precompute=True)  # the best of the last full grid
+TOKENS_PER_PACK = 1024  # 2,048 is about 15 % faster and takes 0.9 GB more
 
 
 class Bench:
@@ -97,7 +98,7 @@ class Bench:
     def ours(self, kind: str) -> dict[str, Any]:
         """One run of preftune on all steps."""
         given = ("--model", self.model, "--train", self.rows_for("shuffled", self.steps), *LR, "--steps", str(1 + self.steps))
-        done = measure.ours(*given, "--dtype", "bfloat16")
+        done = measure.ours(*given, "--dtype", "bfloat16", "--tokens-per-pack", str(TOKENS_PER_PACK))
         return self.keep(done, "preftune", "preftune", self.steps, kind)
 
     def keep(self, done: dict[str, Any], system: str, name: str, timed: int, kind: str) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def summary(bench: Bench) -> dict[str, Any]:
     same = [one for one in found if "same allocator" in one["setting"]]
     best = min(same, key=lambda one: one["seconds_per_step"]) if same else None
     keys = ("seconds_per_step", "first_epoch_seconds_per_step", "once_seconds", "peak_rss_bytes")
-    setting = "packs of 2,048 tokens, bfloat16, float32 adapters, reference cached"
+    setting = f"packs of {TOKENS_PER_PACK:,} tokens, bfloat16, float32 adapters, reference cached"
     return {
         "preftune": {"setting": setting, "rounds": len(ours)} | {key: middle(ours, key) for key in keys},
         "trl": found,
