@@ -13,25 +13,30 @@ from typing import Any, Literal, TypeAlias
 from preftune.core.ids import digest_json
 
 Role = Literal["system", "user", "assistant", "tool"]
+View: TypeAlias = Literal["pairs", "unpaired", "demonstrations"]  # what a loss is given
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. ``content`` is text; ``tool_calls`` and ``name`` are passed to the chat template as they came."""
+    """One turn. ``content`` is text; the other fields are passed to the chat template as they came."""
 
     role: Role
     content: str
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     name: str | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that chat templates and JSON files take; empty fields are left out."""
         row: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             row["tool_calls"] = [dict(call) for call in self.tool_calls]
-        if self.name is not None:
-            row["name"] = self.name
+        for key in ("name", "tool_call_id", "reasoning_content"):
+            value = getattr(self, key)
+            if value is not None:
+                row[key] = value
         return row
 
 

@@ -21,13 +21,13 @@ from preftune.core.records import (
     Messages,
     TokenisedCompletion,
     TokenisedExample,
+    View,
     demonstration_of,
     pair_of,
 )
 from preftune.data.chat import AssistantTurn, RenderedCompletion, Tools, render_completion, render_prompt
 from preftune.data.sources.base import excerpt_of
 
-View: TypeAlias = Literal["pairs", "demonstrations"]
 Offsets: TypeAlias = Sequence[tuple[int, int]]
 
 EXAMPLES_BETWEEN_REPORTS = 500

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from preftune.core.errors import CheckpointError
 from preftune.core.recipe import StageConfig
+from preftune.core.records import View
 from preftune.training.order import Order
 
 ScheduleName = Literal["linear", "cosine", "constant"]
 
 # What is published (peers.md section 5 of the design notes): full DPO 5e-7 (Zephyr, Tulu 3, SimPO's grid, OpenRLHF),
 # LoRA DPO 5e-6 to 1e-5 (TRL's advice, LLaMA-Factory, Together); SFT 2e-5 full (Zephyr, Tulu) and 2e-4 LoRA (TRL, QLoRA).
-DEFAULT_LR: Mapping[tuple[Literal["pairs", "demonstrations"], Literal["lora", "full"]], float] = {
+DEFAULT_LR: Mapping[tuple[View, Literal["lora", "full"]], float] = {
     ("pairs", "full"): 5e-7,
     ("pairs", "lora"): 1e-5,
+    ("unpaired", "full"): 1e-6,  # KTO: TRL's default
+    ("unpaired", "lora"): 1e-5,
     ("demonstrations", "full"): 2e-5,
     ("demonstrations", "lora"): 2e-4,
 }
@@ -36,7 +39,7 @@ def num_steps_of(config: StageConfig, num_examples: int) -> int:
     return order.num_steps(config.epochs, config.max_steps)
 
 
-def lr_of(config: StageConfig, view: Literal["pairs", "demonstrations"]) -> float:
+def lr_of(config: StageConfig, view: View) -> float:
     """The peak learning rate: the recipe's, or the published default for the view and the adapter."""
     return DEFAULT_LR[view, config.adapter] if config.lr is None else config.lr
 
@@ -79,7 +82,7 @@ class LrSchedule:
         return self.peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def schedule_of(config: StageConfig, view: Literal["pairs", "demonstrations"], num_steps: int) -> LrSchedule:
+def schedule_of(config: StageConfig, view: View, num_steps: int) -> LrSchedule:
     """The schedule of a stage."""
     return LrSchedule(config.schedule, lr_of(config, view), num_steps, config.warmup)
 

@@ -16,22 +16,24 @@ from safetensors import SafetensorError, safe_open
 
 from preftune.core.errors import Finding, InputError
 from preftune.core.recipe import StageConfig
-from preftune.core.records import TokenisedExample
+from preftune.core.records import TokenisedExample, View
 from preftune.data.split import Leak
 from preftune.maths.losses.base import losses
 from preftune.modeling.load import STARTER, model_path
 from preftune.training.optim import DEFAULT_LR, lr_of, num_steps_of, schedule_of
 
 # lowest and highest peak learning rate in published recipes, by view and adapter
-LR_RANGE: Mapping[tuple[Literal["pairs", "demonstrations"], Literal["lora", "full"]], tuple[float, float]] = {
+LR_RANGE: Mapping[tuple[View, Literal["lora", "full"]], tuple[float, float]] = {
     ("pairs", "full"): (5e-8, 5e-6),  # Olmo 3 8e-8, NeMo-RL 5e-6
     ("pairs", "lora"): (5e-7, 1e-4),  # Zephyr QLoRA 5e-6, ms-swift 1e-4
+    ("unpaired", "full"): (1e-7, 5e-6),  # TRL 1e-6, HALOs 5e-6
+    ("unpaired", "lora"): (5e-7, 1e-4),
     ("demonstrations", "full"): (1e-6, 1e-4),
     ("demonstrations", "lora"): (1e-5, 1e-3),
 }
 SMALL = 50_000_000  # parameters; smaller models want learning rates that no published recipe has
 BETA_RANGE = {False: (0.01, 0.9), True: (1.0, 10.0)}  # by length_normalised: handbook's scan; Tulu 3, OLMo and SimPO
-MAX_EPOCHS = {"pairs": 5.0, "demonstrations": 10.0}
+MAX_EPOCHS: Mapping[View, float] = {"pairs": 5.0, "unpaired": 5.0, "demonstrations": 10.0}
 _QUANTISERS = {
     "bitsandbytes": "bitsandbytes",
     "gptq": "gptqmodel",

@@ -131,7 +131,9 @@ def test_default_rates():
     assert lr_of(StageConfig(method="dpo", adapter="full"), "pairs") == 5e-7
     assert lr_of(StageConfig(method="sft", adapter="lora"), "demonstrations") == 2e-4
     assert lr_of(StageConfig(lr=3e-3), "pairs") == 3e-3
-    assert set(DEFAULT_LR) == {(view, adapter) for view in ("pairs", "demonstrations") for adapter in ("lora", "full")}
+    assert set(DEFAULT_LR) == {
+        (view, adapter) for view in ("pairs", "unpaired", "demonstrations") for adapter in ("lora", "full")
+    }
 
 
 @pytest.mark.parametrize(

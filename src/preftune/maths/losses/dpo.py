@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
 from torch.nn import functional
 
-from preftune.maths.losses.base import losses
+from preftune.maths.losses.base import BaseLoss, losses
 from preftune.maths.types import LossTerms, PairLogps, Term
 
 
 @losses.register("dpo")
 @dataclass(frozen=True, slots=True)
-class DPO:
+class DPO(BaseLoss):
     r"""Direct preference optimisation, with label smoothing, length normalisation and an NLL term.
 
     For a prompt x with chosen y_w and rejected y_l, let h be the difference of log-ratios and T_w, T_l the numbers of
@@ -54,9 +54,6 @@ class DPO:
     >>> DPO(beta=0.1)(PairLogps(z, z, z, z, n, n)).terms["dpo"].values
     tensor([0.6931, 0.6931])
     """
-
-    view: ClassVar[Literal["pairs", "demonstrations"]] = "pairs"
-    needs_reference: ClassVar[bool] = True
 
     beta: Annotated[float, Gt(0)] = 0.1
     label_smoothing: Annotated[float, Interval(ge=0, lt=0.5)] = 0.0

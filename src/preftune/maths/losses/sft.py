@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from preftune.maths.losses.base import losses
+from preftune.core.records import View
+from preftune.maths.losses.base import BaseLoss, losses
 from preftune.maths.types import LossTerms, SequenceLogps, Term
 
 
 @losses.register("sft")
 @dataclass(frozen=True, slots=True)
-class SFT:
+class SFT(BaseLoss):
     r"""Supervised fine-tuning: negative log-likelihood of the completion, per token.
 
     For a prompt x with completion y of T scored tokens, let
@@ -41,7 +42,7 @@ class SFT:
     2.0
     """
 
-    view: ClassVar[Literal["pairs", "demonstrations"]] = "demonstrations"
+    view: ClassVar[View] = "demonstrations"
     needs_reference: ClassVar[bool] = False
 
     def __call__(self, logps: SequenceLogps, /) -> LossTerms:
