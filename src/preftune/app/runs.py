@@ -35,8 +35,7 @@ class RunFolder:
     def create(cls, output: Path, name: str) -> RunFolder:
         """A new folder ``NAME-DATE-4HEX`` below ``output``; never an existing one."""
         now = datetime.datetime.now(datetime.UTC)
-        stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name) or "run"
-        path = output.resolve() / f"{stem}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        path = output.resolve() / folder_name(name, now)
         path.mkdir(parents=True)
         run = cls(path)
         run.update({"id": path.name, "name": name, "created": now.isoformat(timespec="seconds"), "preftune": __version__,
@@ -86,6 +85,12 @@ class RunFolder:
     def recipe_path(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+
+def folder_name(name: str, now: datetime.datetime) -> str:
+    """``NAME-DATE-4HEX``, with what a file name cannot hold replaced."""
+    stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name) or "run"
+    return f"{stem}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def list_runs(output: Path) -> list[RunFolder]:

@@ -23,6 +23,7 @@ VERBS = {
     "plan": "Say what a recipe would do, and refuse what cannot work.",
     "train": "Train every stage of a recipe.",
     "run": "Plan, train, evaluate and report in one go.",
+    "sweep": "A grid of settings on one cached reference: drift against win rate.",
     "eval": "Prove how much better a trained run got, on unseen prompts.",
     "ls": "List runs, losses, formats, sources or judges.",
     "show": "Show one run: its stages, metrics, verdict and files.",

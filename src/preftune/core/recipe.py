@@ -136,7 +136,10 @@ class EvaluationConfig(Section):
 
 
 class Recipe(Section):
-    """A whole run: one model, its stages, and the evaluation at the end."""
+    """A whole run: one model, its stages, and the evaluation at the end.
+
+    sweep: keys and the values that `preftune sweep` tries; every other verb uses the recipe as it stands.
+    """
 
     model: ModelConfig
     stages: tuple[StageConfig, ...]
@@ -144,6 +147,7 @@ class Recipe(Section):
     seed: int = 0
     output: str = "runs"
     evaluation: EvaluationConfig | None = None
+    sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
 
 SHORT_MODEL = "name"

@@ -117,6 +117,32 @@ def length_scatter(judged: Sequence[Judged], policy: str, baseline: str) -> Char
         return Chart("Length of the texts", _svg(figure, "lengths", caption), caption, legend)
 
 
+def drift_chart(marks: Sequence[tuple[str, float, float, float, float]]) -> Chart | None:
+    """Win rate against drift with an interval for each mark: (label, drift, rate, low, high); None without marks."""
+    if not marks:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 3.6)
+        labels = [mark[0] for mark in marks]
+        drift, rate, low, high = (np.array([mark[place] for mark in marks]) for place in (1, 2, 3, 4))
+        axes.axhline(50, color=MUTED, linewidth=1, dashes=(3, 3))
+        axes.errorbar(
+            drift, 100 * rate, yerr=100 * np.maximum(0, [rate - low, high - rate]), fmt="o", markersize=6, color=ACCENT,
+            ecolor=MUTED, elinewidth=1, capsize=2,
+        )  # fmt: skip
+        if drift.min() > 0 and drift.max() > 20 * drift.min():
+            axes.set_xscale("log")
+        for label, x, y in zip(labels, drift, 100 * rate, strict=True):
+            axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8, color=INK)
+        axes.set_xlabel("drift: KL(policy || reference), nats a completion")
+        axes.set_ylabel("win rate, %")
+        axes.margins(x=0.12)
+        order = np.argsort(drift)
+        parts = [f"{labels[place]}: {drift[place]:.3g} nats, {100 * rate[place]:.1f} %" for place in order]
+        caption = f"Drift against win rate: {'; '.join(parts)}."
+        return Chart("Drift against win rate", _svg(figure, "drift", caption), caption)
+
+
 def smooth(values: Floats) -> Floats:
     """Centred moving average over about a fifteenth of the series, narrower at its ends, so that nothing lags.
 

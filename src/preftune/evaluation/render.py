@@ -52,7 +52,7 @@ def write_report(report: Report, folder: Path) -> ReportFiles:
 
 def to_html(report: Report) -> str:
     """One page with inline figures; everything that is no template of ours is escaped."""
-    environment = _environment(is_html=True)
+    environment = environment_of(is_html=True)
     charts = [(stage, stage_charts(f"s{index}-{stage.name}", stage.rows)) for index, stage in enumerate(report.stages)]
     return environment.get_template("report.html.j2").render(
         **_facts(report),
@@ -64,7 +64,7 @@ def to_html(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """The same figures as tables, texts in code blocks."""
-    return _environment(is_html=False).get_template("report.md.j2").render(**_facts(report)).strip() + "\n"
+    return environment_of(is_html=False).get_template("report.md.j2").render(**_facts(report)).strip() + "\n"
 
 
 def _facts(report: Report) -> dict[str, Any]:
@@ -80,7 +80,8 @@ def _facts(report: Report) -> dict[str, Any]:
     }
 
 
-def _environment(*, is_html: bool) -> Environment:
+def environment_of(*, is_html: bool) -> Environment:
+    """The templates of this package with the filters that make figures and hostile text readable."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=is_html,  # noqa: S701  # Markdown has no HTML to escape: its filters `cell` and `fenced` do that
