@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +155,7 @@ def limit_of(data: DataConfig | None, max_positions: int) -> int:
 def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: int) -> StageData:
     """Read, split and tokenise the data of a stage; every row left out is accounted for."""
     from preftune.data.audit import audit
+    from preftune.data.partners import with_partners
     from preftune.data.pipeline import read_examples
     from preftune.data.split import split_by_prompt
     from preftune.data.tokenize import tokenise
@@ -175,9 +176,13 @@ def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: 
     has_chat_rows = any(example.style == "chat" for example in examples)
     if has_chat_rows and not tokenizer.has_chat_template:
         return StageData([], [], excluded, {}, {}, formats, {}, [], has_chat_rows=True)
-    view = losses.factory(config.method).view
-    train = tokenise(examples, tokenizer, view=view, max_length=max_length, too_long=data.too_long)
-    select = tokenise(held_out, tokenizer, view=view, max_length=max_length, too_long=data.too_long)
+    loss = losses.build(config.method, config.loss)
+    train, select = (
+        tokenise(part, tokenizer, view=loss.view, max_length=max_length, too_long=data.too_long, needs=loss.needs)
+        for part in (examples, held_out)
+    )
+    if "mismatched" in loss.needs:
+        train, select = (replace(part, examples=with_partners(part.examples, max_length)) for part in (train, select))
     excluded += train.excluded + select.excluded
     counts = Counter(row.reason for row in excluded)
     notes = Counter(train.counts) + Counter(select.counts)

@@ -14,6 +14,7 @@ from preftune.core.ids import digest_json
 
 Role = Literal["system", "user", "assistant", "tool"]
 View: TypeAlias = Literal["pairs", "unpaired", "demonstrations"]  # what a loss is given
+Need: TypeAlias = Literal["tokens", "concentration", "ties", "mismatched"]  # and what else it reads
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 
@@ -164,9 +165,16 @@ class TokenisedCompletion:
 class TokenisedExample:
     """One prompt with K completions as token ids: a group of a pack.
 
-    ``completions`` are ordered by role: chosen, rejected for pairs; a single one for demonstrations. ``boundary``
-    says how the completion was joined to the prompt: ``exact`` (the template renders prompt + completion with the
-    generation prompt as prefix) or ``appended`` (content and turn end were put behind the generation prompt).
+    ``completions`` are ordered by role: chosen, rejected for pairs; a single one for demonstrations; the desirable one
+    first for unpaired ones. ``boundary`` says how the completion was joined to the prompt: ``exact`` (the template
+    renders prompt + completion with the generation prompt as prefix) or ``appended`` (content and turn end were put
+    behind the generation prompt).
+
+    Parameters
+        is_tie: neither completion is better; then they stand in the order of the data.
+        labels: whether each completion is desirable, for unpaired losses; else empty.
+        partner: a completion of another prompt, scored behind this one by losses that estimate a divergence with it;
+            it is no member of the group and never has a gradient.
     """
 
     example_id: str
@@ -176,6 +184,9 @@ class TokenisedExample:
     strength: float = 0.0
     confidence: float | None = None
     provenance: Provenance = field(default=Provenance("", 0))
+    is_tie: bool = False
+    labels: tuple[bool, ...] = ()
+    partner: TokenisedCompletion | None = None
 
     @property
     def num_tokens(self) -> int:

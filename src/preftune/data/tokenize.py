@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from preftune.core.errors import BadRow, InputError
 from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.ports import ChatTokenizer
 from preftune.core.records import (
+    Desirability,
     Example,
     Excluded,
     Messages,
+    Need,
+    Preference,
     TokenisedCompletion,
     TokenisedExample,
     View,
@@ -48,6 +51,17 @@ class TokeniseResult:
 
 
 @dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The completions of an example that become one group, and what is known of them."""
+
+    completions: tuple[Messages, ...]
+    strength: float = 0.0
+    confidence: float | None = None
+    is_tie: bool = False
+    labels: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class _Tokens:
     """One completion before any cut."""
 
@@ -64,12 +78,16 @@ def tokenise(
     view: View,
     max_length: int,
     too_long: Literal["exclude", "cut"],
+    needs: frozenset[Need] = frozenset(),
     on_progress: EventSink = ignore,
 ) -> TokeniseResult:
     """Token ids of examples.
 
     Parameters
-        view: ``pairs`` (decisive preferences; completions ordered chosen, rejected) or ``demonstrations`` (one).
+        view: ``pairs`` (preferences; completions ordered chosen, rejected), ``demonstrations`` (one completion) or
+            ``unpaired`` (labelled completions; of a preference the chosen one is desirable and the rejected one is not,
+            and both share their prompt).
+        needs: of the loss; without ``ties`` a preference without a winner is left out.
         max_length: most tokens of prompt and one completion together.
         too_long: leave an example out that does not fit, or cut the end of its completions.
 
@@ -84,7 +102,7 @@ def tokenise(
             on_progress(Progress("tokenising", number, len(examples)))
         where = example.provenance
         try:
-            tokens, num_added = _tokenise_one(example, tokenizer, view)
+            tokens, num_added = _tokenise_one(example, tokenizer, _group_of(example, view, needs))
             fitted = _fit(tokens, max_length, too_long)
         except BadRow as bad:
             excerpt = excerpt_of(example.prompt_text)
@@ -113,17 +131,32 @@ def prompt_ids_of(
     return _chat_prompt(render_prompt(_with_template(tokenizer), prompt, tools), tokenizer)
 
 
-def _tokenise_one(example: Example, tokenizer: ChatTokenizer, view: View) -> tuple[TokenisedExample, int]:
+def _group_of(example: Example, view: View, needs: frozenset[Need]) -> _Wanted:
+    """The completions of an example that a view takes, or ``BadRow`` where it has none."""
+    if view == "demonstrations":
+        demonstration = demonstration_of(example)
+        if demonstration is None:
+            raise BadRow("not_a_demonstration", "no completion that is said to be good")
+        return _Wanted((demonstration,))
+    judgement = example.judgement
+    if isinstance(judgement, Preference) and judgement.preferred == "tie":
+        if view == "pairs" and "ties" in needs:
+            return _Wanted(example.completions, confidence=judgement.confidence, is_tie=True)
+        raise BadRow("tie", "neither completion is better, and the loss takes no ties")
     pair = pair_of(example)
     if view == "pairs":
         if pair is None:
             raise BadRow("not_a_pair", "no preference for one of two completions")
-        completions: tuple[Messages, ...] = (pair.chosen, pair.rejected)
-    else:
-        demonstration = demonstration_of(example)
-        if demonstration is None:
-            raise BadRow("not_a_demonstration", "no completion that is said to be good")
-        completions = (demonstration,)
+        return _Wanted((pair.chosen, pair.rejected), pair.strength, pair.confidence)
+    if isinstance(judgement, Desirability):
+        return _Wanted((example.completions[0],), labels=(judgement.is_desirable,))
+    if pair is None:
+        raise BadRow("not_labelled", "no completion is said to be desirable or undesirable")
+    return _Wanted((pair.chosen, pair.rejected), labels=(True, False))
+
+
+def _tokenise_one(example: Example, tokenizer: ChatTokenizer, wanted: _Wanted) -> tuple[TokenisedExample, int]:
+    completions = wanted.completions
     if example.style == "text":
         prompt = example.prompt[0].content
         prompt_ids, num_head = _text_prompt(prompt, tokenizer)
@@ -137,9 +170,11 @@ def _tokenise_one(example: Example, tokenizer: ChatTokenizer, view: View) -> tup
         prompt_ids,
         tuple(TokenisedCompletion(tokens.ids, tokens.scored) for tokens in all_tokens),
         "exact" if all(tokens.is_exact for tokens in all_tokens) else "appended",
-        pair.strength if pair is not None and view == "pairs" else 0.0,
-        pair.confidence if pair is not None and view == "pairs" else None,
+        wanted.strength,
+        wanted.confidence,
         example.provenance,
+        wanted.is_tie,
+        wanted.labels,
     )
     return tokenised, sum(tokens.is_end_added for tokens in all_tokens)
 
@@ -297,12 +332,4 @@ def _fit(example: TokenisedExample, max_length: int, too_long: Literal["exclude"
         if any(completion.is_cut for completion in completions):
             raise BadRow("identical_after_cut", f"chosen and rejected begin with the same {room} tokens, which are all that fit")
         raise BadRow("identical_tokens", "chosen and rejected have the same tokens")
-    return TokenisedExample(
-        example.example_id,
-        example.prompt_ids,
-        completions,
-        example.boundary,
-        example.strength,
-        example.confidence,
-        example.provenance,
-    )
+    return replace(example, completions=completions)

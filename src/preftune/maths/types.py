@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Unit: TypeAlias = Literal["pair", "completion", "token"]
+Unit: TypeAlias = Literal["pair", "completion", "token", "chosen_token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,13 @@ class Term:
     """One named, unreduced part of a loss.
 
     The loop divides the sum of ``values`` by the number of ``unit`` s in the whole step (over all packs and
-    ranks), known before the first backward pass: results do not depend on packing or accumulation.
+    ranks), known before the first backward pass: results do not depend on packing or accumulation. ``weight`` is that of
+    the term in a mix; a step of several terms logs each without it. ``chosen_token`` counts those of chosen completions.
     """
 
     values: Float[Tensor, " items"]
     unit: Unit
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from preftune.modeling.attention import (
     plain_name,
     use_attention,
 )
-from preftune.modeling.head import HeadSpec, head_spec, token_logps
+from preftune.modeling.head import HeadSpec, head_spec, token_concentration, token_logps
 from preftune.modeling.sharing import probe_pack, trace_fault, why_not_shared
 
 # nats on the probe, (mean, maximum): rounding reaches these at most, a wrong mask or head exceeds them
@@ -58,6 +58,7 @@ class Scorer:
         self.model = model
         self._base = base_of(model)
         self._spec: HeadSpec | None = head_spec(self._base, head_chunk)
+        self._concentrations: list[Tensor] | None = None  # where the head puts them while they are asked for
         self.is_shared = False
         self.reason = "switched off" if shared is False else ""
         self._prepare(is_wanted=shared is not False)
@@ -85,6 +86,16 @@ class Scorer:
             return self._shared_row(pack, None)
         with plain_attention(self._base):
             return self._rows(pack)
+
+    def token_logps_and_concentration(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """``token_logps``, and log sum over the vocabulary of p(v)^2 at each of the same places, without a graph."""
+        self._concentrations = []
+        try:
+            logps = self.token_logps(pack)
+            parts = self._concentrations
+        finally:
+            self._concentrations = None
+        return logps, torch.cat(parts) if parts else torch.zeros_like(logps)
 
     def sequence_logps(self, pack: Pack) -> SequenceLogps:
         """Log-probability of each completion, summed over its scored tokens in float32, and their number."""
@@ -123,10 +134,16 @@ class Scorer:
             logits = base(input_ids=ids, use_cache=False, **extras).logits[0]
             picked = logits.index_select(0, rows)
             picked = picked if picked.dtype == torch.float64 else picked.float()
-            return torch.log_softmax(picked, -1).gather(1, targets[:, None]).squeeze(1)
+            every = torch.log_softmax(picked, -1)
+            if self._concentrations is not None:
+                self._concentrations.append(torch.logsumexp(2 * every.detach(), -1))
+            return every.gather(1, targets[:, None]).squeeze(1)
         hidden = base.base_model(input_ids=ids, use_cache=False, **extras).last_hidden_state[0]
         # index_select, because the backward of h[rows] adds in any order where a row is used twice
-        return token_logps(hidden.index_select(0, rows), output_head(base), targets, self._spec)
+        picked, head = hidden.index_select(0, rows), output_head(base)
+        if self._concentrations is not None:
+            self._concentrations.append(token_concentration(picked, head, self._spec))
+        return token_logps(picked, head, targets, self._spec)
 
     def _prepare(self, *, is_wanted: bool) -> None:
         """Compare head and layout with the model's own logits on plain rows; keep what agrees."""

@@ -94,6 +94,20 @@ class TokenLogps(torch.autograd.Function):
         return dh, dw, db, None, None, None
 
 
+@torch.no_grad()
+def token_concentration(hidden: Tensor, head: nn.Module, spec: HeadSpec) -> Tensor:
+    """log sum over the vocabulary of p(v)^2 at each hidden state, in chunks: (tokens,) nats, float32, never with a graph.
+
+    It is 0 where all probability is on one token and -log(vocabulary) where it is spread evenly (the negative Renyi
+    entropy of order 2).
+    """
+    parts = []
+    for rows in torch.split(hidden, spec.chunk):
+        every = torch.log_softmax(_shape(head(rows), spec), -1)
+        parts.append(torch.logsumexp(2 * every, -1))
+    return torch.cat(parts)
+
+
 def _weight_grads(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, grad: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:

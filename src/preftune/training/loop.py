@@ -65,9 +65,16 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                 packs = pack_step([stage.train[index] for index in order.indices(state.step)], config.tokens_per_pack)
                 lr = trainee.schedule.at(state.step)
                 try:
-                    metrics = train_step(trainee.objective, packs, trainee.optimiser, lr=lr, max_grad_norm=config.max_grad_norm)
+                    metrics = train_step(
+                        trainee.objective,
+                        packs,
+                        trainee.optimiser,
+                        lr=lr,
+                        max_grad_norm=config.max_grad_norm,
+                        loss_state=state.loss_state,
+                    )
                 except NonFiniteLoss as error:
-                    raise _named(stage, trainee, packs, state.step, error) from None
+                    raise _named(stage, trainee, packs, state, error) from None
                 state.step += 1
                 state.num_tokens += sum(len(pack.ids) for pack in packs)
                 state.seconds = time.monotonic() - started
@@ -80,7 +87,7 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                 # ---- a few times a stage: held-out examples ---------------------------------------------------------
                 if state.step in evals and trainee.select_packs:
                     trainee.model.eval()
-                    held_out = evaluate(trainee.objective, trainee.select_packs)
+                    held_out = evaluate(trainee.objective.at(state.loss_state), trainee.select_packs)
                     trainee.model.train()
                     journal.add(state.step, held_out | {"epoch": metrics["epoch"]})
                     sink(EvalDone(config.name, state.step, held_out))
@@ -114,9 +121,10 @@ def _speed(trainee: Trainee, state: TrainState, packs: list[Pack], seconds: floa
     }
 
 
-def _named(stage: StagePlan, trainee: Trainee, packs: list[Pack], step: int, error: NonFiniteLoss) -> NonFiniteLoss:
+def _named(stage: StagePlan, trainee: Trainee, packs: list[Pack], state: TrainState, error: NonFiniteLoss) -> NonFiniteLoss:
     """The same error with the examples at fault in its message and in ``nonfinite.json``."""
-    found = find_culprits(trainee.objective, packs, trainee.optimiser)
+    step = state.step
+    found = find_culprits(trainee.objective.at(state.loss_state), packs, trainee.optimiser)
     whole = [(example, "part of the step") for pack in packs for example in pack.examples]
     rows = [
         {"file": one.provenance.file, "line": one.provenance.line, "example_id": one.example_id, "gave": gave}

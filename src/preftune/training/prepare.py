@@ -12,9 +12,10 @@ from torch import nn
 
 from preftune.core.events import EventSink, Noted
 from preftune.core.ids import digest_json
+from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.data.pack import Pack, pack_step
-from preftune.maths.losses.base import losses
+from preftune.maths.losses.base import DataAwareLoss, Loss, losses
 from preftune.modeling.adapters import add_lora, trainable_parameters
 from preftune.modeling.forward import Scorer, checkpoint_activations
 from preftune.training.devices import choose_device, set_threads
@@ -23,7 +24,7 @@ from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedul
 from preftune.training.order import Order
 from preftune.training.reference import Reference, score_reference
 from preftune.training.state import StagePlan
-from preftune.training.step import Objective
+from preftune.training.step import Objective, partner_pack
 
 EVAL_CHUNK = 256  # held-out examples that are packed together
 
@@ -62,7 +63,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         model = add_lora(model, config.lora, stage.seed)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
-    loss = losses.build(config.method, config.loss)
+    loss = fitted_loss(config, stage.train)
     scorer = Scorer(model, shared="auto" if config.shared_prefix == "auto" else False)
     if not scorer.is_shared and config.shared_prefix == "auto":
         sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
@@ -71,8 +72,9 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
     select_packs = list(packs_of(stage.select, config.tokens_per_pack))
     reference = None
     if loss.needs_reference:
-        seen = list(first_epoch(stage, order, num_steps))
-        reference = score_reference(stage, scorer, [*seen, *select_packs], sink, should_stop=should_stop)
+        seen = [*first_epoch(stage, order, num_steps), *select_packs]
+        partners = [partner_pack(pack) for pack in seen] if "mismatched" in loss.needs else []
+        reference = score_reference(stage, scorer, [*seen, *partners], sink, should_stop=should_stop)
     objective = Objective(scorer, loss, None if reference is None else reference.scores)
     first = pack_step([stage.train[index] for index in order.indices(0)], config.tokens_per_pack)[0]
     gaps = {
@@ -99,6 +101,15 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         **gaps,
     }
     return Trainee(model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, facts)
+
+
+def fitted_loss(config: StageConfig, train: Sequence[TokenisedExample]) -> Loss:
+    """The loss of a stage, its weights fitted to how many completions have each label where it asks for that."""
+    loss = losses.build(config.method, config.loss)
+    if not isinstance(loss, DataAwareLoss):
+        return loss
+    labels = [label for example in train for label in example.labels]
+    return loss.fitted(sum(labels), len(labels) - sum(labels))
 
 
 def packs_of(examples: Sequence[TokenisedExample], tokens_per_pack: int) -> Iterator[Pack]:

@@ -56,7 +56,8 @@ def restore(stage: StagePlan, trainee: Trainee, sink: EventSink) -> TrainState:
         return TrainState()
     checkpoint = load_checkpoint(path)
     facts = checkpoint.facts
-    state = TrainState(int(facts["step"]), int(facts["num_tokens"]), float(facts["seconds"]))
+    loss_state = {name: float(value) for name, value in facts.get("loss_state", {}).items()}
+    state = TrainState(int(facts["step"]), int(facts["num_tokens"]), float(facts["seconds"]), loss_state)
     expected = _facts(stage, trainee, state)
     for key, what in IDENTITIES.items():
         if facts.get(key) != expected[key]:
@@ -82,6 +83,7 @@ def _facts(stage: StagePlan, trainee: Trainee, state: TrainState) -> dict[str, A
         "num_steps": trainee.num_steps,
         "num_tokens": state.num_tokens,
         "seconds": state.seconds,
+        "loss_state": dict(state.loss_state),
         "recipe_digest": stage.recipe_digest,
         "data_digest": data_digest(stage.train),
         "reference": None if trainee.reference is None else trainee.reference.identity,

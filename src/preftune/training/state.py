@@ -39,11 +39,15 @@ class StagePlan:
 
 @dataclass(slots=True)
 class TrainState:
-    """Where a stage stands: optimiser steps done, tokens computed, seconds spent in earlier processes."""
+    """Where a stage stands: optimiser steps done, tokens computed, seconds spent in earlier processes.
+
+    loss_state: what a stateful loss remembers; empty before its first step and for every other loss.
+    """
 
     step: int = 0
     num_tokens: int = 0
     seconds: float = 0.0
+    loss_state: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -338,7 +338,7 @@ def test_views_take_what_they_can_use():
     tie = replace(short(), judgement=Preference("tie"))
     demonstration = Example(turns((U, "a")), (turns((A, "b")),), Demonstration(), Provenance("f", 1))
     tokenizer = tokenizer_of("chatml")
-    assert run([tie, demonstration], tokenizer).counts == {"not_a_pair": 2}
+    assert run([tie, demonstration], tokenizer).counts == {"tie": 1, "not_a_pair": 1}
     assert run([tie], tokenizer, view="demonstrations").counts == {"not_a_demonstration": 1}
     second = replace(short(), judgement=Preference("second", 2.0, 0.9))
     tokens = one(second, tokenizer)

@@ -6,9 +6,11 @@ A loss never averages over the data, never looks at a model and holds no state. 
   (SequenceLogps: one completion a group);
 * ``needs_reference``: whether the reference's log-probabilities are computed;
 * ``needs``: what else it reads: ``tokens`` (per-token log-probabilities), ``concentration`` (log sum p^2 of each token),
-  ``ties`` (pairs without a winner are kept), ``mismatched`` (completions of other prompts);
+  ``ties`` (pairs without a winner are kept), ``mismatched`` (completions of other prompts; every pack is given those of
+  the whole step, because they are scored before the first pass);
 * ``is_batchwise``: a term of one pair depends on other pairs of the step (a sorted margin, a running mean). Such a loss is
-  called once with the whole step, gathered over packs and ranks, and its gradient is taken in a second pass.
+  called once with the whole step, gathered over packs and ranks, and its gradient is taken in a second pass. Held-out
+  examples are one such batch.
 
 The loop divides each term by the step's global count of its unit.
 """
@@ -16,13 +18,12 @@ The loop divides each term by the step's global count of its unit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from preftune.core.records import View
+from preftune.core.records import Need, View
 from preftune.core.registry import Registry
 from preftune.maths.types import LossTerms
 
-Need: TypeAlias = Literal["tokens", "concentration", "ties", "mismatched"]
 LossState: TypeAlias = Mapping[str, float]
 
 
@@ -31,9 +32,18 @@ class Loss(Protocol):
     """What the loop calls."""
 
     view: ClassVar[View]
-    needs_reference: ClassVar[bool]
-    needs: ClassVar[frozenset[Need]]
-    is_batchwise: ClassVar[bool]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference's log-probabilities are computed."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What else it reads."""
+
+    @property
+    def is_batchwise(self) -> bool:
+        """Whether a term depends on other items of the step."""
 
     def __call__(self, logps: Any, /) -> LossTerms:
         """Terms of the loss for one pack, or for the whole step where it is batchwise."""
@@ -66,6 +76,17 @@ class StatefulLoss(Protocol):
 
     def at(self, state: LossState, /) -> Loss:
         """The loss with this state put in."""
+
+
+@runtime_checkable
+class DataAwareLoss(Protocol):
+    """A loss of unpaired completions whose weights may follow from how many there are of each label."""
+
+    def fitted(self, num_desirable: int, num_undesirable: int) -> Loss:
+        """The loss for data with these counts."""
+
+    def doubt(self, num_desirable: int, num_undesirable: int) -> str:
+        """What is unusual about the weights of the fitted loss on such data, in a sentence; empty where nothing is."""
 
 
 losses: Registry[Loss] = Registry("loss", "preftune.maths.losses", "preftune.losses")
