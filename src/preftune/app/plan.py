@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.app.checks import check_disk, check_pairs, check_verdict_size, checkpoint_bytes, model_finding
 from preftune.app.runs import find_model
 from preftune.core.errors import Blocked, Finding, InputError, PreftuneError
 from preftune.core.events import EventSink, Progress, ignore
@@ -104,16 +105,17 @@ class Plan:
 def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
     """Everything that can be known before training: the data as tokens, and findings with their ways out."""
     from preftune.modeling.load import load_tokenizer, read_max_positions
-    from preftune.training.preflight import check_model, check_stage, num_parameters_of
+    from preftune.training.model_files import check_adapter, check_model, num_parameters_of, weight_shapes
+    from preftune.training.preflight import check_stage
 
     findings: list[Finding] = []
     start = start_model(recipe, recipe.stages[0], recipe.model)
     try:
         tokenizer, max_positions = load_tokenizer(start), read_max_positions(start)
     except PreftuneError as error:
-        way_out = "name a folder that holds a model, a hub id that this machine can reach, or model: starter"
-        return Plan(recipe, [], [Finding("blocker", "no_model", str(error), way_out)])
+        return Plan(recipe, [], [model_finding(error)])
     findings += check_model(start.name)
+    shapes = None if findings else weight_shapes(start.name)
     num_parameters = None if findings else num_parameters_of(start.name)
     stages: list[StageData] = []
     for index, config in enumerate(recipe.stages):
@@ -132,9 +134,13 @@ def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
             continue
         stages.append(data)
         findings += check_stage(config, data, has_chat_template=tokenizer.has_chat_template, num_parameters=num_parameters)
+        findings += check_adapter(config, start.name, shapes)
+        findings += check_pairs(config, data, limit_of(config.data, max_positions))
     sink(Progress("reading", len(recipe.stages), len(recipe.stages)))
     if recipe.evaluation is not None:
         findings += _check_evaluation(recipe.evaluation, stages)
+    if shapes is not None:
+        findings += check_disk(recipe, [checkpoint_bytes(config, shapes, recipe.model.dtype) for config in recipe.stages])
     return Plan(recipe, stages, findings, {"positions": max_positions})
 
 
@@ -155,6 +161,7 @@ def limit_of(data: DataConfig | None, max_positions: int) -> int:
 def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: int) -> StageData:
     """Read, split and tokenise the data of a stage; every row left out is accounted for."""
     from preftune.data.audit import audit
+    from preftune.data.contradictions import near_contradiction_facts
     from preftune.data.partners import with_partners
     from preftune.data.pipeline import read_examples
     from preftune.data.split import split_by_prompt
@@ -193,7 +200,7 @@ def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: 
         counts=dict(counts),
         notes={key: value for key, value in notes.items() if key not in counts and key != "kept"},
         formats=formats,
-        audit=audit(examples),
+        audit={**audit(examples), "near_contradictions": near_contradiction_facts(examples)},
         prompts=[example.prompt_text for example in examples],
         has_chat_rows=has_chat_rows,
     )
@@ -227,6 +234,7 @@ def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData])
             sets.append(("the held-out pairs", [example.prompt_text for example in pairs]))
     except PreftuneError as error:
         return [Finding("blocker", "unreadable_evaluation", str(error), "mend the evaluation section of the recipe")]
+    findings += check_verdict_size(evaluation, len(prompts))
     for index, data in enumerate(stages):
         for name, held_out in sets:
             findings += check_leaks(leaks(data.prompts, held_out), f"stage {index + 1}'s training data", name)

@@ -52,6 +52,14 @@ RANDOM_PARTS = re.compile(r"drop|jitter")
 Precision = Literal["float32", "bfloat16"]
 
 
+class NotATextModel(InputError):
+    """A model that takes images or sound, or that has an encoder."""
+
+
+class MissingPackage(InputError):
+    """A model that needs a package that is not installed."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model ready for a stage.
@@ -187,11 +195,11 @@ def _refuse(settings: PreTrainedConfig, name: str) -> None:
     """Models that are not text in, text out."""
     for field, value in settings.to_dict().items():
         if value is not None and NOT_TEXT.fullmatch(field):
-            raise InputError(
+            raise NotATextModel(
                 f"{name}: its config has {field!r}, so it also takes images or sound; preftune trains text models only"
             )
     if settings.is_encoder_decoder:
-        raise InputError(f"{name}: its config has 'is_encoder_decoder', preftune trains decoder-only language models")
+        raise NotATextModel(f"{name}: its config has 'is_encoder_decoder', preftune trains decoder-only language models")
 
 
 def _no_randomness(settings: PreTrainedConfig) -> None:
@@ -279,7 +287,7 @@ def one_line(name: str) -> Iterator[None]:
             f"{name}: a safetensors file is truncated or damaged ({_line(error)}); copy or download it again"
         ) from None
     except ImportError as error:
-        raise InputError(f"{name}: needs a package that is not installed ({_line(error)}); install it") from None
+        raise MissingPackage(f"{name}: needs a package that is not installed ({_line(error)}); install it") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(f"{name}: cannot be loaded as a causal language model ({_line(error)}); check model.name") from None
 

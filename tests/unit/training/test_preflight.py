@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from preftune.core.recipe import LoraConfig, StageConfig
 from preftune.core.records import Provenance, TokenisedCompletion, TokenisedExample
 from preftune.data.split import Leak, leaks
-from preftune.training.preflight import check_leaks, check_model, check_stage, num_parameters_of
+from preftune.training.model_files import check_model, num_parameters_of
+from preftune.training.preflight import check_leaks, check_stage
 
 
 def example(token, prefix="train"):
@@ -151,13 +152,13 @@ def test_truncated_weights(tmp_path):
 
 
 def test_a_package_that_is_missing(tmp_path, monkeypatch):
-    from preftune.training import preflight
+    from preftune.training import model_files
 
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
     folder = model_folder(tmp_path / "m", config={"quantization_config": {"quant_method": "bitsandbytes"}})
     (finding,) = check_model(str(folder))
     assert (finding.code, "needs the package bitsandbytes" in finding.fact) == ("missing_dependency", True)
-    monkeypatch.setattr(preflight, "find_spec", lambda name: object())
+    monkeypatch.setattr(model_files, "find_spec", lambda name: object())
     assert check_model(str(folder)) == []
 
 

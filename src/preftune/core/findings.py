@@ -1,0 +1,172 @@
+"""Every code that a finding may have: what it means and what to do. docs/preflight.md is written from this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FindingKind:
+    """One code: its level (``blocker``, ``warning``, or ``blocker or warning``), when it is found, and the way out."""
+
+    level: str
+    when: str
+    way_out: str
+
+
+FINDINGS: Mapping[str, FindingKind] = {
+    # ---- the model ----------------------------------------------------------------------------------------------------
+    "no_model": FindingKind(
+        "blocker",
+        "the model's name is no folder and no hub model that can be reached, or its files are no causal language model",
+        "name a model folder, a hub id, or `model: starter`",
+    ),
+    "not_a_text_model": FindingKind(
+        "blocker",
+        "the model's config has a vision, audio or encoder part; the field is named",
+        "name a decoder-only text model",
+    ),
+    "missing_file": FindingKind(
+        "blocker",
+        "a weight file that the index names is not there, or there are no safetensors at all",
+        "copy or download the model again; `save_pretrained` writes safetensors",
+    ),
+    "damaged_file": FindingKind("blocker", "a weight file is truncated or damaged", "copy or download it again"),
+    "missing_dependency": FindingKind(
+        "blocker", "the model needs a package that is not installed", "install the package that is named"
+    ),
+    "quantised_weights": FindingKind(
+        "blocker",
+        "the weights are quantised and the stage trains all of them, or the scheme is not one that can be trained on",
+        "`adapter: lora`, or the unquantised model",
+    ),
+    "no_target_modules": FindingKind(
+        "blocker",
+        "`lora.target_modules` names no linear layer of the model",
+        "`all-linear`, or one of the layer names that are listed",
+    ),
+    "unmatched_target": FindingKind(
+        "warning", "some names in `lora.target_modules` match nothing, others do", "correct or remove them"
+    ),
+    "cannot_do_the_task": FindingKind(
+        "blocker or warning",
+        "the model predicts the chosen completions no better than their token frequencies do (mean NLL per token is not below "
+        "the unigram entropy); a warning where the stage is sft",
+        "an sft stage on such completions first, another model or chat template, or `--no-probe`",
+    ),
+    "does_not_stop": FindingKind(
+        "warning",
+        "under half of 16 greedy answers to training prompts end by themselves",
+        "an sft stage first; check that the chat template ends a turn with the model's end token",
+    ),
+    # ---- the data -----------------------------------------------------------------------------------------------------
+    "unreadable_data": FindingKind("blocker", "a data file cannot be read", "`preftune check FILE` says more"),
+    "no_chat_template": FindingKind(
+        "blocker",
+        "the data are conversations and the model has no chat template",
+        "`model.chat_template: chatml`, `plain` or a file",
+    ),
+    "nothing_to_train": FindingKind(
+        "blocker", "every row was left out; the reasons are counted", "`preftune check FILE` shows each row and why"
+    ),
+    "pairs_do_not_fit": FindingKind(
+        "warning",
+        "more than 5 % of the rows are longer than `max_length` or the model's positions",
+        "raise `data.max_length`, or `data.too_long: cut`",
+    ),
+    "identical_pairs": FindingKind(
+        "warning",
+        "at least 1 % of the pairs have two identical completions, which teach nothing; they are left out",
+        "look at how the pairs were made",
+    ),
+    "contradictory_pairs": FindingKind(
+        "warning",
+        "the same two completions to a prompt are preferred both ways; both rows are left out",
+        "look at the rows that are named in `excluded.jsonl`",
+    ),
+    "near_contradictions": FindingKind(
+        "warning",
+        "two rows with nearly the same prompt prefer nearly the same two completions in opposite ways; they stay in",
+        "look at the rows that are named, and remove the wrong one",
+    ),
+    "length_imbalance": FindingKind(
+        "warning",
+        "the longer completion is the chosen one in so many pairs (95 % interval) that length alone would win, or one side "
+        "is on average half as long again as the other",
+        "balance the pairs, divide by length (`length_normalised: true`), and read the length-controlled win rate",
+    ),
+    "leakage": FindingKind(
+        "blocker",
+        "held-out examples or verdict prompts are also in the training data",
+        "take them out of one of the two, or write `data.select` as a share, which splits by prompt",
+    ),
+    "near_leakage": FindingKind("warning", "held-out prompts are nearly the same as training prompts", "as for leakage"),
+    "empty_select": FindingKind("warning", "no example is held out", "set `data.select` to a file or a share such as 0.1"),
+    # ---- settings -----------------------------------------------------------------------------------------------------
+    "no_learning": FindingKind(
+        "blocker",
+        "the run is one step long and the warm-up begins at learning rate 0",
+        "lower `pairs_per_step`, or `warmup: 0`",
+    ),
+    "unusual_lr": FindingKind(
+        "warning",
+        "the learning rate is outside what is published for the method and the adapter (models above 50 million weights)",
+        "the default is named",
+    ),
+    "unusual_beta": FindingKind(
+        "warning", "beta is outside what is published for the loss and its length normalisation", "the usual value is named"
+    ),
+    "unusual_option": FindingKind(
+        "warning", "another option of the loss is outside what is published", "the usual value is named"
+    ),
+    "many_epochs": FindingKind(
+        "warning", "more epochs than help: the data are mostly memorised", "hold out a share and watch `eval_loss`"
+    ),
+    "dropout": FindingKind(
+        "warning", "dropout acts on the policy and not on its reference", "`lora.dropout: 0` for margins without that noise"
+    ),
+    # ---- the machine --------------------------------------------------------------------------------------------------
+    "memory": FindingKind(
+        "blocker",
+        "the predicted peak of memory is above what the machine, the container or the GPU has",
+        "`preftune plan RECIPE --fix` proposes the setting that fits",
+    ),
+    "memory_tight": FindingKind(
+        "warning", "the predicted peak is above 85 % of the memory", "`preftune plan RECIPE --fix`, or close other programs"
+    ),
+    "out_of_memory": FindingKind(
+        "blocker",
+        "the dry run of the largest pack ran out of memory; only the dry run died of it",
+        "`preftune plan RECIPE --fix` proposes the setting that fits",
+    ),
+    "dry_run_failed": FindingKind(
+        "blocker or warning",
+        "the dry run stopped with an error that training would meet too; a warning where only the probe itself could not run",
+        "mend what the fact says, or `--no-probe`",
+    ),
+    "long_run": FindingKind(
+        "warning", "the predicted time is above 24 hours", "fewer examples or epochs, a smaller model, or a GPU"
+    ),
+    "disk_space": FindingKind(
+        "blocker or warning",
+        "the checkpoints and the final model need more than the free space; a warning above 85 % of it",
+        "free some space, choose another `output`, or lower `keep_checkpoints`",
+    ),
+    # ---- the proof ----------------------------------------------------------------------------------------------------
+    "unreadable_evaluation": FindingKind(
+        "blocker", "the evaluation's prompts, pairs or judge cannot be read", "mend the evaluation section"
+    ),
+    "judge_not_independent": FindingKind(
+        "blocker",
+        "the judge of the result is the judge that made the pairs, or shares words with it",
+        "judge the result by other rules, or drop `pairs_judge`",
+    ),
+    "judge_rewards_length": FindingKind("warning", "a rule of the judge pays for length", "measure a rate instead"),
+    "small_verdict_set": FindingKind(
+        "warning",
+        "the smallest difference that so many verdict prompts show (80 % power) is more than twice the margin, so most "
+        "results will be inconclusive",
+        "more verdict prompts, or a wider `evaluation.margin`",
+    ),
+}

@@ -1,0 +1,61 @@
+"""Hyper-parameters against what is published: a table with a row for each loss, and nothing said inside the ranges."""
+
+import pytest
+
+from preftune.core.recipe import LoraConfig, StageConfig
+from preftune.maths.losses.base import losses
+from preftune.training.published import LR_RANGE, PUBLISHED, check_published
+
+
+def codes(method="dpo", is_small=False, **changes):
+    return [one.code for one in check_published(StageConfig(name="s", method=method, **changes), is_small=is_small)]
+
+
+def test_every_loss_with_a_beta_has_a_published_range():
+    import dataclasses
+
+    def options(name):
+        return {field.name for field in dataclasses.fields(losses.factory(name)) if field.init}
+
+    missing = [name for name in losses.names() if options(name) & {"beta", "tau"} and name not in PUBLISHED]
+    assert not missing, f"add rows to training/published.py for {missing}"
+
+
+@pytest.mark.parametrize("method", losses.names())
+def test_the_defaults_of_every_loss_are_usual(method):
+    assert codes(method) == []
+    assert codes(method, adapter="full") == []
+
+
+def test_the_usual_values_lie_in_their_own_ranges():
+    for rows in (row for options in PUBLISHED.values() for row in options.values()):
+        for row in rows:
+            assert row.low <= row.usual <= row.high
+            assert row.source
+
+
+def test_length_normalisation_wants_another_beta():
+    assert codes(loss={"beta": 0.1, "length_normalised": True}) == ["unusual_beta"]
+    assert codes(loss={"beta": 5.0, "length_normalised": True}) == []
+    assert codes(loss={"beta": 5.0}) == ["unusual_beta"]
+
+
+def test_other_options_are_looked_at():
+    assert codes(loss={"label_smoothing": 0.45}) == ["unusual_option"]
+    assert codes(loss={"label_smoothing": 0.1}) == []
+    assert codes(loss={"rpo_alpha": 50.0}) == ["unusual_option"]
+
+
+def test_learning_rates_by_adapter():
+    assert codes(lr=1e-3) == ["unusual_lr"]
+    assert codes(lr=1e-3, is_small=True) == []
+    assert codes(lr=5e-5) == []
+    assert codes(lr=5e-5, adapter="full") == ["unusual_lr"]
+    assert codes("sft", lr=2e-4) == []
+    assert all(low < high for low, high in LR_RANGE.values())
+
+
+def test_dropout_matters_where_there_is_a_reference():
+    dropout = LoraConfig(dropout=0.1)
+    assert codes(lora=dropout) == ["dropout"]
+    assert codes("sft", lora=dropout) == []
