@@ -28,7 +28,15 @@ def sync_path(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically."""
+    """Replace a file atomically. A device or a pipe (/dev/null, /dev/stdout) is written to: it has no content to protect.
+
+    Raises
+        OSError: the path cannot be written, or is a folder.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            file.write(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
     try:

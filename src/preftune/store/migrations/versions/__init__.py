@@ -1,0 +1,1 @@
+"""The changes in their order; each names the one before it."""
