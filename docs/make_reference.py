@@ -102,13 +102,17 @@ def _plain(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value) if value != "" else '""'
 
 
+def _default(option: dataclasses.Field[Any]) -> Any:
+    return "required" if option.default is dataclasses.MISSING else option.default
+
+
 def loss_table() -> str:
     """Every registered loss with its options."""
     lines = ["## Methods and their options", "", "| method | what | options (default) |", "|---|---|---|"]
     for name in losses.names():
         factory = losses.factory(name)
         what = (inspect.getdoc(factory) or "").split("\n")[0]
-        options = ", ".join(f"`{one.name}` ({one.default})" for one in dataclasses.fields(cast("Any", factory)) if one.init)
+        options = ", ".join(f"`{one.name}` ({_default(one)})" for one in dataclasses.fields(cast("Any", factory)) if one.init)
         lines.append(f"| `{name}` | {what} | {options or 'none'} |")
     return "\n".join(lines)
 

@@ -67,7 +67,7 @@ class Registry(Generic[T]):
             return TypeAdapter(factory).validate_python(dict(options or {}))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "options"
+            where = str(first["loc"][0]) if first["loc"] else "options"  # what follows names a member of a union
             raise UsageError(f"{self.kind} {name!r}, option {where!r}: {first['msg']}, got {first['input']!r}") from None
 
     def factory(self, name: str) -> type[T]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Gt, Interval
+from torch import Tensor
 from torch.nn import functional
 
 from preftune.maths.losses.base import BaseLoss, losses
@@ -25,22 +27,24 @@ class DPO(BaseLoss):
         L = -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h) - rpo_alpha log pi(y_w|x) / T_w
 
     n = 1, e = 0, rpo_alpha = 0 is Eq. 7 of Rafailov et al. 2023 (arXiv:2305.18290); e > 0 is the conservative form of
-    Mitchell 2023 (cDPO, Eq. 3); ``length_normalised`` sets n_w = T_w and n_l = T_l (Eq. 6 of Tulu 3, Lambert et al.
-    2024, arXiv:2411.15124); rpo_alpha > 0 adds the chosen completion's NLL by its own length (Eq. 1 and 2 of Pang et
-    al. 2024, arXiv:2404.19733). Gradient: dL/dh = beta (e - sigmoid(-beta h)), and the NLL term adds
-    -rpo_alpha / T_w on log pi(y_w|x).
+    Mitchell 2023 (cDPO, Eq. 3), and a pair whose label came with a confidence c below 1 takes e = 1 - c, which is cDPO
+    pair by pair; ``length_normalised`` sets n_w = T_w and n_l = T_l (Eq. 6 of Tulu 3, Lambert et al. 2024,
+    arXiv:2411.15124); rpo_alpha > 0 adds the chosen completion's NLL by its own length (Eq. 1 and 2 of Pang et al. 2024,
+    arXiv:2404.19733). Gradient: dL/dh = beta (e - sigmoid(-beta h)), and the NLL term adds -rpo_alpha / T_w on
+    log pi(y_w|x).
     Where implementations disagree: TRL averages the NLL over the tokens of a micro-batch, the paper and this loss over
     each completion's own; TRL logs rewards without the lengths even where its loss divides by them, here the rewards
     are the two sides of the margin that is trained, so accuracy and loss speak of the same thing.
 
     Parameters
         beta: strength of the pull to the reference, > 0, per nat. Usual 0.01 to 0.5; with ``length_normalised`` 2 to 10.
-        label_smoothing: e, the assumed share of flipped labels, in [0, 0.5).
+        label_smoothing: e, the assumed share of flipped labels, in [0, 0.5), of pairs that say no confidence.
         length_normalised: divide each log-ratio by its completion's own number of tokens.
         rpo_alpha: weight of the NLL term, >= 0, pair. Usual 0 (off) or 0.1 to 1.
 
     Shapes
-        in:  four tensors of (pairs,), log-probs in nats summed over scored tokens, and two counts of (pairs,).
+        in:  four tensors of (pairs,), log-probs in nats summed over scored tokens, two counts of (pairs,), and
+            confidences (pairs,) where there are any.
         out: terms ``dpo`` and, where it is on, ``nll``, (pairs,) nats, unit pair; rewards (pairs,), detached.
 
     Raises
@@ -67,7 +71,9 @@ class DPO(BaseLoss):
             chosen, rejected = chosen / logps.chosen_tokens, rejected / logps.rejected_tokens
         chosen_rewards, rejected_rewards = self.beta * chosen, self.beta * rejected
         margins = chosen_rewards - rejected_rewards  # beta h
-        e = self.label_smoothing
+        e: float | Tensor = self.label_smoothing
+        if logps.confidence is not None:
+            e = torch.where(logps.confidence < 1, 1 - logps.confidence, self.label_smoothing)
         terms = {"dpo": Term(-(1 - e) * functional.logsigmoid(margins) - e * functional.logsigmoid(-margins), "pair")}
         if self.rpo_alpha > 0:
             terms["nll"] = Term(-self.rpo_alpha * logps.policy_chosen / logps.chosen_tokens, "pair")
