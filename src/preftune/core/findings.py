@@ -120,6 +120,11 @@ FINDINGS: Mapping[str, FindingKind] = {
     "unusual_option": FindingKind(
         "warning", "another option of the loss is outside what is published", "the usual value is named"
     ),
+    "label_weights": FindingKind(
+        "warning",
+        "the weights of desirable and undesirable completions do not balance their numbers, or one label is absent",
+        "set one of the weights to `auto`",
+    ),
     "many_epochs": FindingKind(
         "warning", "more epochs than help: the data are mostly memorised", "hold out a share and watch `eval_loss`"
     ),

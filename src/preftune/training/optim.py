@@ -28,6 +28,13 @@ DEFAULT_LR: Mapping[tuple[View, Literal["lora", "full"]], float] = {
     ("demonstrations", "lora"): 2e-4,
 }
 
+# methods whose published rates are not those of their view: SimPO's authors on Llama 3 base, ORPO's paper
+METHOD_LR: Mapping[tuple[str, Literal["lora", "full"]], float] = {
+    ("simpo", "full"): 6e-7,
+    ("orpo", "full"): 8e-6,
+    ("orpo", "lora"): 5e-5,  # no paper says; between those of DPO and of SFT, both of which it is
+}
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -41,7 +48,12 @@ def num_steps_of(config: StageConfig, num_examples: int) -> int:
 
 def lr_of(config: StageConfig, view: View) -> float:
     """The peak learning rate: the recipe's, or the published default for the view and the adapter."""
-    return DEFAULT_LR[view, config.adapter] if config.lr is None else config.lr
+    return default_lr(config, view) if config.lr is None else config.lr
+
+
+def default_lr(config: StageConfig, view: View) -> float:
+    """The published default for the method, or else for its view, and the adapter."""
+    return METHOD_LR.get((config.method, config.adapter), DEFAULT_LR[view, config.adapter])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from preftune.core.errors import Finding
 from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.data.split import Leak
-from preftune.maths.losses.base import losses
+from preftune.maths.losses.base import DataAwareLoss, losses
 from preftune.training.optim import num_steps_of, schedule_of
 from preftune.training.published import check_published
 
@@ -56,8 +56,22 @@ def check_stage(
         return [Finding("blocker", "nothing_to_train", fact, "`preftune check FILE` shows each row that was left out and why")]
     findings += _check_splits(config, data)
     findings += _check_settings(config, len(data.train))
+    findings += _check_labels(config, data.train)
     findings += check_published(config, is_small=num_parameters is not None and num_parameters < SMALL)
     return findings
+
+
+def _check_labels(config: StageConfig, train: Sequence[TokenisedExample]) -> list[Finding]:
+    """What a loss of labelled completions doubts about its weights on these data."""
+    loss = losses.build(config.method, config.loss)
+    if not isinstance(loss, DataAwareLoss):
+        return []
+    labels = [label for example in train for label in example.labels]
+    counts = sum(labels), len(labels) - sum(labels)
+    fitted = loss.fitted(*counts)
+    doubt = fitted.doubt(*counts) if isinstance(fitted, DataAwareLoss) else ""
+    way_out = "set one of the weights to auto, or add completions of the rarer label"
+    return [Finding("warning", "label_weights", f"stage {config.name}: {doubt}", way_out)] if doubt else []
 
 
 def check_leaks(found: Sequence[Leak], trained: str, held_out: str) -> list[Finding]:

@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeAlias
 from preftune.core.errors import Finding
 from preftune.core.recipe import StageConfig
 from preftune.core.records import View
-from preftune.maths.losses.base import losses
-from preftune.training.optim import DEFAULT_LR, lr_of
+from preftune.maths.losses.base import Loss, losses
+from preftune.maths.losses.mix import Mix
+from preftune.training.optim import default_lr, lr_of
 
 Adapter: TypeAlias = Literal["lora", "full"]
 Span: TypeAlias = tuple[float, float]
@@ -84,7 +85,7 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[Published, ...]]] = {
         "alpha": (Published(-1.0, 1.0, 0.25, "AlphaPO -.25 to .25"),),
     },
     "orpo": {
-        "lambda_": (Published(0.01, 1.0, 0.1, "ORPO .1, Zephyr-141B .05"),),
+        "lambda_or": (Published(0.01, 1.0, 0.1, "ORPO .1, Zephyr-141B .05"),),
         "beta": (Published(0.01, 1.0, 0.1, "ORPO .1, Zephyr-141B .05", "the lambda of ORPO"),),
     },
     "cpo": {
@@ -93,8 +94,8 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[Published, ...]]] = {
     },
     "kto": {
         "beta": (Published(0.01, 0.9, 0.1, "KTO .1", _SUMMED),),
-        "desirable_weight": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
-        "undesirable_weight": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
+        "lambda_d": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
+        "lambda_u": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
     },
     "r_dpo": {"beta": _PLAIN, "alpha": (Published(0.0, 1.0, 0.01, "R-DPO .005 to .1"),)},
     "dpop": {"beta": _PLAIN, "lambda_": (Published(0.1, 500.0, 50.0, "DPOP 5 to 500"),)},
@@ -121,7 +122,7 @@ def check_published(config: StageConfig, *, is_small: bool) -> list[Finding]:
     if not low <= peak <= high and not is_small:
         usual = f"what is published for {config.method} with {config.adapter} ({low:g} to {high:g})"
         fact = f"stage {config.name}: lr {peak:g} is outside {usual}"
-        findings.append(Finding("warning", "unusual_lr", fact, f"{DEFAULT_LR[view, config.adapter]:g} is the default"))
+        findings.append(Finding("warning", "unusual_lr", fact, f"{default_lr(config, view):g} is the default"))
     findings += _check_options(config)
     if config.epochs > MAX_EPOCHS[view]:
         fact = f"stage {config.name}: {config.epochs:g} epochs; more than {MAX_EPOCHS[view]:g} mostly memorise the data"
@@ -134,14 +135,19 @@ def check_published(config: StageConfig, *, is_small: bool) -> list[Finding]:
 
 def _check_options(config: StageConfig) -> list[Finding]:
     built = losses.build(config.method, config.loss)
+    named = [(part.name, part.loss) for part in built.built] if isinstance(built, Mix) else [(config.method, built)]
+    return [finding for name, loss in named for finding in _check_loss(config, name, loss)]
+
+
+def _check_loss(config: StageConfig, name: str, built: Loss) -> list[Finding]:
     findings: list[Finding] = []
-    for option, rows in PUBLISHED.get(config.method, {}).items():
+    for option, rows in PUBLISHED.get(name, {}).items():
         given = getattr(built, option, None)
         if not isinstance(given, int | float) or isinstance(given, bool):
             continue
         for row in rows:
             if not row.low <= given <= row.high and _applies(row, built):
-                what = f" for {row.scale}" if row.scale else f" for {config.method}"
+                what = f" for {row.scale}" if row.scale else f" for {name}"
                 fact = (
                     f"stage {config.name}: {option} {given:g} is outside what is published{what} "
                     f"({row.low:g} to {row.high:g}; {row.source})"

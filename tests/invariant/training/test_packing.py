@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from tiny import make_examples
+from tiny import Sorted, labelled, make_examples
 
 from preftune.core.errors import NonFiniteLoss
 from preftune.core.recipe import LoraConfig, ModelConfig
 from preftune.data.pack import pack_of, pack_step
+from preftune.data.partners import partner_group, with_partners
 from preftune.maths.losses.base import BaseLoss, losses
 from preftune.maths.metrics import reduce_terms
 from preftune.maths.types import LossTerms, Term
@@ -20,6 +21,10 @@ LOSSES = {
     "dpo": ("dpo", {"beta": 0.3, "label_smoothing": 0.1}),
     "dpo with lengths and NLL": ("dpo", {"beta": 3.0, "length_normalised": True, "rpo_alpha": 0.5}),
     "sft": ("sft", {}),
+    "orpo": ("orpo", {"lambda_or": 0.5}),
+    "kto": ("kto", {"beta": 0.3, "lambda_u": 0.8}),
+    "mix": ("mix", {"parts": {"dpo": {"weight": 0.8, "beta": 0.3}, "simpo": {}, "sft": {"weight": 0.2}}}),
+    "sorted margins": ("sorted", {}),
 }
 HUGE = 10**6
 
@@ -33,16 +38,19 @@ def objective_of(tiny_model, name, adapter):
     frozen = {}
     method, options = LOSSES[name]
     examples = make_examples(8, seed=5, completions=1 if method == "sft" else 2)
+    if method == "kto":
+        examples = with_partners(labelled(examples), 64)
     for example in examples:
-        frozen[example.example_id] = scorer.token_logps(pack_of([example])).detach()
+        for group in (example, *([partner_group(example)] if example.partner else [])):
+            frozen[group.example_id, group.completions] = scorer.token_logps(pack_of([group])).detach()
     generator = torch.Generator().manual_seed(1)
     for parameter in trainable_parameters(model).values():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
 
     def reference(pack):
-        return torch.cat([frozen[example.example_id] for example in pack.examples])
+        return torch.cat([frozen[example.example_id, example.completions] for example in pack.examples])
 
-    loss = losses.build(method, options)
+    loss = Sorted() if method == "sorted" else losses.build(method, options)
     return Objective(scorer, loss, reference if loss.needs_reference else None), examples
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 from preftune.core.events import StepDone
 from preftune.core.recipe import LoraConfig, ModelConfig, StageConfig
 from preftune.core.records import Provenance, TokenisedCompletion, TokenisedExample
+from preftune.maths.losses.base import BaseLoss
+from preftune.maths.types import LossTerms, Term
 
 VOCAB = 97
 STAGE = {
@@ -77,6 +80,27 @@ def make_examples(count: int, seed: int = 0, completions: int = 2, prefix: str =
             TokenisedExample(f"{prefix}-{index}", (1, *draw(2, 12)), answers, provenance=Provenance(f"{prefix}.jsonl", index + 1))
         )
     return rows
+
+
+def labelled(examples: list[TokenisedExample]) -> list[TokenisedExample]:
+    """Some with both completions, some with one, and their labels."""
+    return [
+        replace(one, labels=(True, False))
+        if at % 3 == 0
+        else replace(one, completions=one.completions[:1], labels=(at % 2 == 0,))
+        for at, one in enumerate(examples)
+    ]
+
+
+class Sorted(BaseLoss):
+    """Batchwise: the chosen log-ratios in their order against the rejected ones in theirs."""
+
+    is_batchwise = True
+
+    def __call__(self, logps):
+        chosen, rejected = logps.chosen_logratio, logps.rejected_logratio
+        values = (0.3 * (chosen.sort().values - rejected.sort().values) - 1) ** 2
+        return LossTerms({"sorted": Term(values, "pair")}, chosen.detach(), rejected.detach())
 
 
 def make_plan(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from preftune.modeling.head import HeadSpec, token_logps
+from preftune.modeling.head import HeadSpec, token_concentration, token_logps
 
 
 def written_out(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: HeadSpec) -> Tensor:
@@ -89,3 +89,18 @@ def test_any_module_may_be_the_head() -> None:
     (ours,) = torch.autograd.grad(got.sum(), hidden)
     (theirs,) = torch.autograd.grad(expected.sum(), hidden)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("spec", [HeadSpec(chunk=3), HeadSpec(1.5, 3.0, 100)])
+def test_concentration_is_the_log_of_the_sum_of_squares(spec: HeadSpec) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(6, 11).double()
+    hidden = torch.randn(13, 6).double() * 3
+    z = nn.functional.linear(hidden, head.weight, head.bias) * spec.scale
+    z = z if spec.cap is None else spec.cap * torch.tanh(z / spec.cap)
+    expected = (torch.softmax(z, -1) ** 2).sum(-1).log()
+    got = token_concentration(hidden, head, spec)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    assert not got.requires_grad
+    even = token_concentration(torch.zeros(1, 6).double(), nn.Linear(6, 11, bias=False).double(), spec)
+    assert even.item() == pytest.approx(-math.log(11))

@@ -7,7 +7,7 @@ from transformers import get_scheduler
 
 from preftune.core.errors import CheckpointError
 from preftune.core.recipe import StageConfig
-from preftune.training.optim import DEFAULT_LR, LrSchedule, Optimiser, lr_of, num_steps_of
+from preftune.training.optim import DEFAULT_LR, METHOD_LR, LrSchedule, Optimiser, lr_of, num_steps_of
 
 SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -131,6 +131,9 @@ def test_default_rates():
     assert lr_of(StageConfig(method="dpo", adapter="full"), "pairs") == 5e-7
     assert lr_of(StageConfig(method="sft", adapter="lora"), "demonstrations") == 2e-4
     assert lr_of(StageConfig(lr=3e-3), "pairs") == 3e-3
+    assert lr_of(StageConfig(method="simpo", adapter="full"), "pairs") == METHOD_LR["simpo", "full"] == 6e-7
+    assert lr_of(StageConfig(method="simpo"), "pairs") == lr_of(StageConfig(method="dpo"), "pairs")
+    assert lr_of(StageConfig(method="kto", adapter="full"), "unpaired") == 1e-6
     assert set(DEFAULT_LR) == {
         (view, adapter) for view in ("pairs", "unpaired", "demonstrations") for adapter in ("lora", "full")
     }

@@ -1,7 +1,7 @@
 """Preflight: each blocker and warning fires on its own fact, and none on a sound stage."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -174,3 +174,13 @@ def test_published_learning_rates_say_nothing_of_tiny_models():
 def test_parameters_are_counted_from_the_headers(starter_model):
     assert num_parameters_of(str(starter_model)) == num_parameters_of("starter") > 1_000_000
     assert num_parameters_of("org/name") is None
+
+
+@pytest.mark.parametrize(("share", "loss", "is_found"), [(2, {}, False), (4, {}, True), (4, {"lambda_d": "auto"}, False)])
+def test_unbalanced_labels_are_doubted(share, loss, is_found):
+    rows = [replace(example(token), labels=(token % share == 0,) * 2) for token in range(10, 74)]
+    codes = found({"method": "kto", "loss": loss}, Data(train=rows))
+    assert ("label_weights" in codes) is is_found
+    if is_found:
+        assert codes["label_weights"].level == "warning"
+        assert "0.333" in codes["label_weights"].fact

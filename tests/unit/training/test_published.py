@@ -23,8 +23,13 @@ def test_every_loss_with_a_beta_has_a_published_range():
 
 @pytest.mark.parametrize("method", losses.names())
 def test_the_defaults_of_every_loss_are_usual(method):
-    assert codes(method) == []
-    assert codes(method, adapter="full") == []
+    required = {"loss": {"parts": {"dpo": {}}}} if method == "mix" else {}
+    assert codes(method, **required) == []
+    assert codes(method, adapter="full", **required) == []
+
+
+def test_the_parts_of_a_mix_are_looked_at():
+    assert codes("mix", loss={"parts": {"dpo": {"beta": 30}, "simpo": {"beta": 0.1}}}) == ["unusual_beta", "unusual_beta"]
 
 
 def test_the_usual_values_lie_in_their_own_ranges():
