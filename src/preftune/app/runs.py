@@ -32,11 +32,11 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, output: Path, name: str) -> RunFolder:
-        """A new folder ``NAME-DATE-4HEX`` below ``output``; never an existing one."""
+    def create(cls, output: Path, name: str, at: Path | None = None) -> RunFolder:
+        """A new folder ``NAME-DATE-4HEX`` below ``output``, or ``at``; never one that holds a run."""
         now = datetime.datetime.now(datetime.UTC)
-        path = output.resolve() / folder_name(name, now)
-        path.mkdir(parents=True)
+        path = output.resolve() / folder_name(name, now) if at is None else at.resolve()
+        path.mkdir(parents=True, exist_ok=at is not None)
         run = cls(path)
         run.update({"id": path.name, "name": name, "created": now.isoformat(timespec="seconds"), "preftune": __version__,
                     "status": "running", "stages": []})  # fmt: skip

@@ -41,8 +41,8 @@ def prepare_process() -> None:
         set_allocator()
 
 
-def train(recipe: Recipe, sink: EventSink = ignore, context: Context | None = None) -> TrainResult:
-    """Plan and train a recipe in a new run folder.
+def train(recipe: Recipe, sink: EventSink = ignore, context: Context | None = None, *, folder: Path | None = None) -> TrainResult:
+    """Plan and train a recipe in a new run folder: ``folder``, or one below the recipe's output.
 
     Raises
         Blocked: preflight refuses; nothing was written.
@@ -50,7 +50,7 @@ def train(recipe: Recipe, sink: EventSink = ignore, context: Context | None = No
     """
     made = plan(recipe, sink)
     made.refuse()
-    run = RunFolder.create(Path(recipe.output), recipe.name or "run")
+    run = RunFolder.create(Path(recipe.output), recipe.name or "run", at=folder)
     save_recipe(recipe, run.recipe_path)
     return _train_stages(made, run, sink, context or Context.from_environment(), is_resumed=False)
 

@@ -17,6 +17,10 @@ class Conflict(PreftuneError):
     """A record with a field that must be unique, and is not."""
 
 
+class StoreUnavailable(PreftuneError):
+    """The database does not answer, or is locked for longer than a writer waits; the same call may work later."""
+
+
 class LeaseLost(PreftuneError):
     """A worker wrote to a job that is no longer its own."""
 

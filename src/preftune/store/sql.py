@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, and_, create_engine, event, func, insert, or_, select, update
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from preftune.core.errors import InputError
-from preftune.store.base import MAX_PAGE, Conflict, LeaseLost, Page, Query, R, lost_attempts
+from preftune.store.base import MAX_PAGE, Conflict, LeaseLost, Page, Query, R, StoreUnavailable, lost_attempts
 from preftune.store.migrate import upgrade
 from preftune.store.records import Event, Job, Record, now
 from preftune.store.tables import columns_of, tables
@@ -49,7 +50,7 @@ class SqlStore:
             query = query.where(table.c.project == project)
         if not with_deleted and "deleted_at" in table.c:
             query = query.where(table.c.deleted_at.is_(None))
-        with self._reader.connect() as connection:
+        with self._read() as connection:
             row = connection.execute(query).first()
         return None if row is None else _record(kind, row)
 
@@ -58,7 +59,7 @@ class SqlStore:
         table = tables[kind.kind]
         asked = self._narrowed(select(table.c.number, table.c.body), kind, query)
         limit = min(query.limit, MAX_PAGE)
-        with self._reader.connect() as connection:
+        with self._read() as connection:
             if query.after is not None:
                 last = select(table.c.number).where(table.c.id == query.after)
                 if query.project is not None:
@@ -74,7 +75,7 @@ class SqlStore:
     def count(self, kind: type[R], query: Query) -> int:
         """See ``Store.count``."""
         asked = self._narrowed(select(func.count()).select_from(tables[kind.kind]), kind, query)
-        with self._reader.connect() as connection:
+        with self._read() as connection:
             return int(connection.execute(asked).scalar_one())
 
     def change(
@@ -141,6 +142,16 @@ class SqlStore:
                 yield connection
         except IntegrityError as error:
             raise Conflict(f"a field that must be unique is taken: {str(error.orig).splitlines()[0]}") from None
+        except (OperationalError, InterfaceError) as error:
+            raise _unavailable(error) from None
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        try:
+            with self._reader.connect() as connection:
+                yield connection
+        except (OperationalError, InterfaceError) as error:
+            raise _unavailable(error) from None
 
     def _insert(self, connection: Connection, record: R) -> R:
         table = tables[record.kind]
@@ -206,6 +217,8 @@ def _engine(url: str) -> Engine:
         raise InputError(f"{url!r} is no database URL: {error}; write sqlite:///FILE or postgresql://HOST/NAME") from None
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
+    if parsed.get_backend_name() == "postgresql" and find_spec("psycopg") is None:
+        raise InputError("PostgreSQL needs the package psycopg; pip install 'preftune[postgres]'")
     if parsed.get_backend_name() != "postgresql":
         raise InputError(
             f"database {parsed.get_backend_name()!r} is not supported; write sqlite:///FILE or postgresql://HOST/NAME"
@@ -233,6 +246,10 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("is_reader") else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _unavailable(error: DBAPIError) -> StoreUnavailable:
+    return StoreUnavailable(f"the database does not answer: {str(error.orig).strip().splitlines()[0]}")
 
 
 def _row(record: Record) -> dict[str, Any]:

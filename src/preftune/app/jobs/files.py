@@ -1,0 +1,134 @@
+"""Uploaded files: kept, validated by a job of their own, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from preftune.app.jobs.platform import MAX_UPLOAD, Platform
+from preftune.core.errors import InputError
+from preftune.store.records import File, Job, new_id, now
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+COMPRESSED = ("", ".gz", ".zst")
+MAX_REPORTED = 20
+
+
+def suffix_of(filename: str) -> str:
+    """The ending that says how a file is read, such as ``.jsonl.gz``.
+
+    Raises
+        InputError: no ending that is read.
+
+    >>> suffix_of("a.b.JSONL.gz")
+    '.jsonl.gz'
+    """
+    name = filename.lower()
+    for suffix in SUFFIXES:
+        for packed in COMPRESSED:
+            if name.endswith(suffix + packed):
+                return suffix + packed
+    raise InputError(
+        f"file {filename!r}: the ending is none of {', '.join(SUFFIXES)} (each also .gz or .zst); rename or convert it"
+    )
+
+
+def receive(
+    platform: Platform, project: str, filename: str, purpose: str, chunks: Iterable[bytes], *, max_bytes: int = MAX_UPLOAD
+) -> File:
+    """Keep an uploaded file and queue its validation.
+
+    Raises
+        InputError: an ending that is not read, or an empty file.
+        TooLarge: more bytes than are allowed.
+    """
+    suffix = suffix_of(filename)
+    file_id = new_id("file-")
+    stored = platform.artifacts.put(f"files/{file_id}{suffix}", chunks, max_bytes=max_bytes)
+    if stored.bytes == 0:
+        platform.artifacts.delete(stored.key)
+        raise InputError(f"file {filename!r} is empty; upload at least one row")
+    file = File(
+        id=file_id, project=project, filename=filename, purpose=purpose, bytes=stored.bytes, sha256=stored.sha256,
+        status="uploaded", artifact=stored.key,
+    )  # fmt: skip
+    return register(platform, file)
+
+
+def register(platform: Platform, file: File) -> File:
+    """Make a file known whose bytes are kept, and queue its validation."""
+    kept = platform.store.insert(file)
+    job = Job(
+        id=new_id("job-"),
+        project=file.project,
+        work="validate",
+        status="queued",
+        files=(file.id,),
+        priority=10,
+        slots=0,
+        max_attempts=2,
+    )
+    platform.store.insert(job)
+    return kept
+
+
+def delete(platform: Platform, file: File) -> None:
+    """Forget a file and its bytes; jobs that already read it keep what they made."""
+    platform.store.change(File, file.id, {"deleted_at": now()})
+    platform.artifacts.delete(file.artifact)
+
+
+def apply_report(platform: Platform, file_id: str, report: dict[str, Any]) -> None:
+    """Keep what validation found."""
+    changes = {
+        "status": "processed" if report["valid"] else "error",
+        "report": report,
+        "num_rows": report.get("num_rows"),
+        "format": report.get("format", ""),
+    }
+    platform.store.change(File, file_id, changes, expect={"status": ("uploaded", "processing")})
+
+
+def inspect(path: str, filename: str) -> dict[str, Any]:
+    """What a file holds: whether it can be trained on, its format, rows read and left out, the first bad rows.
+
+    The JSON that a client is shown; every message names the row, not a path of this machine.
+    """
+    from preftune.core.errors import PreftuneError
+    from preftune.data.pipeline import read_examples, read_prompts
+
+    try:
+        read = read_examples([path])
+    except PreftuneError as error:
+        try:
+            prompts = read_prompts(path)
+        except PreftuneError:
+            return {"valid": False, "error": str(error).replace(path, filename), "error_type": "INVALID_FORMAT"}
+        return {"valid": True, "format": "prompts", "num_rows": len(prompts), "num_excluded": 0, "bad_rows": []}
+    bad = [
+        {"line": row.line, "reason": row.reason, "field": row.field, "message": row.detail}
+        for row in read.excluded[:MAX_REPORTED]
+    ]
+    report: dict[str, Any] = {
+        "valid": bool(read.examples),
+        "format": next(iter(read.formats.values()), ""),
+        "num_rows": len(read.examples),
+        "num_excluded": len(read.excluded),
+        "bad_rows": bad,
+        "kinds": _kinds(read.examples),
+    }
+    if not read.examples:
+        first = bad[0] if bad else {"line": 0, "message": "it has no rows"}
+        report |= {
+            "error": f"no row can be used; the first, line {first['line']}: {first['message']}",
+            "error_type": "INVALID_FORMAT",
+        }
+    return report
+
+
+def _kinds(examples: Iterable[Any]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for example in examples:
+        kind = type(example.judgement).__name__.lower()
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts

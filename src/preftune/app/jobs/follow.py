@@ -1,0 +1,104 @@
+"""From a run folder to a job's events and progress. The folder is the truth; what was told is kept with the job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.app.jobs.platform import event
+from preftune.core.files import read_json
+from preftune.store.records import Event, Job
+
+EVENTS_AT_ONCE = 200
+_LEVELS = {"warning": "warn", "blocker": "error", "error": "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What happened in a run folder since it was looked at last, and the progress that says so."""
+
+    events: list[Event]
+    progress: dict[str, Any]
+
+
+def follow(job: Job, run: Path) -> Told:
+    """New metrics, notes and checkpoints of a run, at most EVENTS_AT_ONCE at a time.
+
+    ``progress`` remembers the last step told of each stage, the notes told and the checkpoints told. A step that a resumed
+    process does again is not told twice; half a line is left for the next time.
+    """
+    progress = json.loads(json.dumps(job.progress))
+    told: dict[str, int] = progress.setdefault("told", {})
+    events: list[Event] = []
+    for stage in sorted((run / "stages").glob("*"), key=_number):
+        events += _metrics(job, stage, told, progress, EVENTS_AT_ONCE - len(events))
+        events += _checkpoints(job, stage, progress)
+    events += _notes(job, run / "events.jsonl", told)
+    return Told(events, progress)
+
+
+def _metrics(job: Job, stage: Path, told: dict[str, int], progress: dict[str, Any], room: int) -> list[Event]:
+    events: list[Event] = []
+    last = told.get(stage.name, 0)
+    evaluated = f"{stage.name}/eval"
+    for row in _lines(stage / "metrics.jsonl"):
+        step = int(row.get("step", 0))
+        is_eval = any(key.startswith("eval_") for key in row)
+        if step <= told.get(evaluated if is_eval else stage.name, 0):
+            continue
+        if len(events) >= room:
+            break
+        told[evaluated if is_eval else stage.name] = step
+        numbers = {key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"}
+        said = "held out" if is_eval else "step"
+        shown = numbers.get("eval_loss" if is_eval else "loss")
+        message = f"{stage.name.partition('-')[2]} {said} {step}" + ("" if shown is None else f": loss {shown:.4f}")
+        events.append(event(job.id, job.project, "metrics", message, step=step, stage=stage.name, metrics=numbers))
+    if told.get(stage.name, 0) > last:
+        progress |= {"stage": stage.name, "step": told[stage.name], "metrics": dict(events[-1].data["metrics"])}
+    return events
+
+
+def _checkpoints(job: Job, stage: Path, progress: dict[str, Any]) -> list[Event]:
+    known: list[str] = progress.setdefault("checkpoints", [])
+    events = []
+    for folder in sorted((stage / "checkpoints").glob("step-*")):
+        name = f"{stage.name}/{folder.name}"
+        if name not in known and (folder / "manifest.json").is_file():
+            known.append(name)
+            step = int(folder.name.partition("-")[2])
+            events.append(event(job.id, job.project, "checkpoint", f"checkpoint of step {step}", step=step, stage=stage.name))
+    return events
+
+
+def _notes(job: Job, path: Path, told: dict[str, int]) -> list[Event]:
+    rows = _lines(path)
+    fresh = rows[told.get("notes", 0) :]
+    told["notes"] = len(rows)
+    return [
+        event(job.id, job.project, str(row["code"]), str(row["message"]), level=_LEVELS.get(str(row["level"]), "info"))  # type: ignore[arg-type]  # the mapping's values are levels
+        for row in fresh
+    ]
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    """The whole lines of a JSON Lines file that somebody may be writing."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line.strip()]
+
+
+def _number(stage: Path) -> int:
+    head = stage.name.partition("-")[0]
+    return int(head) if head.isdigit() else 0
+
+
+def run_record(run: Path) -> dict[str, Any]:
+    """``run.json`` of a run, empty where there is none yet."""
+    path = run / "run.json"
+    return dict(read_json(path)) if path.is_file() else {}

@@ -1,0 +1,144 @@
+"""Models by name: what a job may start from, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from preftune.app.jobs.follow import run_record
+from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform, event
+from preftune.core.errors import UsageError
+from preftune.core.registry import suggest
+from preftune.store.base import Conflict, Query
+from preftune.store.records import File, Job, ModelVersion, new_id
+
+
+def add_base_model(platform: Platform, name: str, folder: str) -> ModelVersion:
+    """Offer a model that jobs may start from and that may be served; only the operator names folders."""
+    found = platform.store.page(ModelVersion, Query(None, {"name": name, "form": "base"}, limit=1)).items
+    if found and found[0].run == folder:
+        return found[0]
+    project = platform.project(DEFAULT_PROJECT).id
+    version = 1 + platform.store.count(ModelVersion, Query(project, {"name": name}, with_deleted=True))
+    model = ModelVersion(id=new_id("ml_"), project=project, name=name, version=version, form="base", run=folder)
+    return platform.store.insert(model)
+
+
+def find_model(platform: Platform, project: str, name: str) -> ModelVersion:
+    """The newest version of that name in the project, ``NAME:STEP`` of a checkpoint, or a base model that all may use.
+
+    Raises
+        UsageError: no such model; the message lists those that there are.
+    """
+    for query in (Query(project, {"name": name}, limit=1), Query(None, {"name": name, "form": "base"}, limit=1)):
+        found = platform.store.page(ModelVersion, query).items
+        if found:
+            return found[0]
+    by_id = platform.store.get(ModelVersion, name, project)
+    if by_id is not None:
+        return by_id
+    names = sorted({model.name for model in list_models(platform, project)})
+    raise UsageError(f"there is no model {name!r}: {suggest(name, names) if names else 'none is offered'}")
+
+
+def list_models(platform: Platform, project: str) -> Iterator[ModelVersion]:
+    """Models that a project may use: its own, and the base models."""
+    own = platform.store.page(ModelVersion, Query(project, limit=10_000)).items
+    yield from own
+    seen = {model.id for model in own}
+    for model in platform.store.page(ModelVersion, Query(None, {"form": "base"}, limit=10_000)).items:
+        if model.id not in seen:
+            yield model
+
+
+def resolve(platform: Platform, job: Job) -> dict[str, Any]:
+    """A job's recipe with names and ids turned into folders and files of this machine.
+
+    Raises
+        UsageError: a model or file that does not exist.
+    """
+    recipe = dict(job.recipe)
+    recipe["model"] = {**recipe["model"], "name": _folder(platform, job.project, recipe["model"]["name"])}
+    recipe["stages"] = [_stage(platform, job.project, stage) for stage in recipe["stages"]]
+    return recipe
+
+
+def register_models(platform: Platform, job: Job, run: Path) -> list[ModelVersion]:
+    """Make a finished run's checkpoints and its final model known; the final one comes last and bears the job's name."""
+    stages = run_record(run)["stages"]
+    last = run / "stages" / f"{len(stages)}-{stages[-1]['name']}"
+    base = find_model(platform, job.project, job.model)
+    made: list[ModelVersion] = []
+
+    def add(name: str, folder: Path, step: int | None, metrics: dict[str, Any]) -> None:
+        model = ModelVersion(
+            id=new_id("ml_"), project=job.project, name=name, version=1, form=_form(folder), base=base.id, parent=base.id,
+            job=job.id, run=str(folder), step=step, datasets=job.files, facts={"metrics": metrics},
+        )  # fmt: skip
+        made.append(_add(platform, model))
+
+    for folder in sorted((last / "checkpoints").glob("step-*")):
+        step = int(folder.name.partition("-")[2])
+        add(f"{job.name}:{step}", folder / "model", step, _checkpoint_metrics(last, step))
+    add(job.name, run / stages[-1]["final"], stages[-1].get("steps"), stages[-1].get("metrics", {}))
+    return made
+
+
+def _add(platform: Platform, model: ModelVersion) -> ModelVersion:
+    """Insert once: an attempt that died after this is not told of twice."""
+    known = platform.store.page(ModelVersion, Query(model.project, {"name": model.name, "job": model.job}, limit=1)).items
+    if known:
+        return known[0]
+    while True:
+        version = 1 + platform.store.count(ModelVersion, Query(model.project, {"name": model.name}, with_deleted=True))
+        said = event(model.id, model.project, "registered", f"model {model.name} version {version}", job=model.job)
+        try:
+            return platform.store.insert(model.model_copy(update={"version": version}), [said])
+        except Conflict:
+            continue
+
+
+def _stage(platform: Platform, project: str, stage: dict[str, Any]) -> dict[str, Any]:
+    resolved = dict(stage)
+    data = dict(resolved.get("data") or {})
+    if data:
+        data["train"] = [_file(platform, project, one) for one in data["train"]]
+        if isinstance(data.get("select"), str):
+            data["select"] = _file(platform, project, data["select"])
+        resolved["data"] = data
+    if resolved.get("from_checkpoint"):
+        resolved["from_checkpoint"] = _folder(platform, project, resolved["from_checkpoint"])
+    return resolved
+
+
+def _file(platform: Platform, project: str, file_id: str) -> str:
+    file = platform.store.get(File, file_id, project)
+    if file is None:
+        raise UsageError(f"there is no file {file_id!r}; upload it first")
+    return str(platform.artifacts.local(file.artifact, platform.context.cache / "artifacts"))
+
+
+def _folder(platform: Platform, project: str, name: str) -> str:
+    job_id, _, step = name.partition(":")
+    job = platform.store.get(Job, job_id, project)
+    if job is not None:
+        return find_model(platform, project, f"{job.name}:{step}" if step else job.name).run
+    return find_model(platform, project, name).run
+
+
+def _form(folder: Path) -> Any:
+    return "adapter" if (folder / "adapter_config.json").is_file() else "full"
+
+
+def _checkpoint_metrics(stage: Path, step: int) -> dict[str, float]:
+    """The last metrics at or before a step, training and held-out."""
+    import json
+
+    found: dict[str, float] = {}
+    path = stage / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        row = json.loads(line)
+        if row.get("step", 0) <= step:
+            found.update({key: value for key, value in row.items() if isinstance(value, (int, float))})
+    return found

@@ -1,0 +1,250 @@
+"""The worker: claims jobs, runs each in a process group of its own, tells the store what happens, survives anything.
+
+A worker holds no state that matters. Whoever kills it loses nothing: its children are told by the kernel to checkpoint and
+end, and once its beat has stood still for a lease another worker goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.app.jobs import child, files, states
+from preftune.app.jobs.follow import follow, run_record
+from preftune.app.jobs.models import register_models, resolve
+from preftune.app.jobs.platform import Platform, event
+from preftune.core.errors import Interrupted, PreftuneError
+from preftune.core.files import read_json, write_json
+from preftune.store.base import LeaseLost, Query, StoreUnavailable
+from preftune.store.records import File, Job, now
+
+LEASE_SECONDS = 30.0
+TICK_SECONDS = 0.5
+STOP_SECONDS = 120.0
+MAX_VALIDATIONS = 2
+MAX_SILENCE = 600.0
+
+log = logging.getLogger("preftune.worker")
+
+
+@dataclass(slots=True)
+class Running:
+    """A job and its process. asked_at: when it was asked to stop, by this process's own clock."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    beaten_at: float
+    asked_at: float | None = None
+
+
+class Worker:
+    """One worker of an installation.
+
+    Parameters
+        slots: CPU slots or GPUs it may give away; validations take none.
+        lease: seconds after which a beat that stands still means that its worker is dead; a worker beats six times in it.
+    """
+
+    def __init__(self, platform: Platform, *, slots: int = 1, lease: float = LEASE_SECONDS, name: str | None = None) -> None:
+        self.platform = platform
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._slots, self._lease = slots, lease
+        self._running: dict[str, Running] = {}
+        self._seen: dict[str, tuple[int, int, float]] = {}  # job -> attempt, beat, when it was first seen so
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Work until asked to stop; then every job checkpoints and is queued again."""
+        silent_since: float | None = None
+        try:
+            while not should_stop():
+                try:
+                    did_something = self.tick()
+                    silent_since = None
+                except StoreUnavailable as error:
+                    # Jobs go on without their store; what they did is in their folders and told when it is back.
+                    silent_since = silent_since or time.monotonic()
+                    if time.monotonic() - silent_since > MAX_SILENCE:
+                        raise
+                    log.warning("the store does not answer, trying again: %s", error)
+                    did_something = False
+                if not did_something:
+                    time.sleep(TICK_SECONDS)
+        finally:
+            self.stop()
+
+    def tick(self) -> bool:
+        """One round; True where something was started or ended."""
+        for running in list(self._running.values()):
+            self._look_after(running)
+        for job in self.platform.store.page(Job, Query(None, {"status": "validating"}, limit=100, is_newest_first=False)).items:
+            states.advance(self.platform, job)
+        return self._claim()
+
+    def stop(self) -> None:
+        """Ask every process to checkpoint, wait for it, and queue its job again."""
+        for running in self._running.values():
+            _signal(running.process, signal.SIGTERM)
+        until = time.monotonic() + STOP_SECONDS
+        for running in list(self._running.values()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(max(0.1, until - time.monotonic()))
+            _signal(running.process, signal.SIGKILL)
+            running.process.wait()
+            with contextlib.suppress(LeaseLost, StoreUnavailable):
+                if running.process.returncode in {0, Interrupted.exit_code} or running.process.returncode < 0:
+                    self._settle(running, is_stopping=True)
+                else:
+                    self._settle(running)
+        self._running.clear()
+
+    @property
+    def num_running(self) -> int:
+        """Jobs that have a process here."""
+        return len(self._running)
+
+    def _claim(self) -> bool:
+        free = self._slots - sum(running.job.slots for running in self._running.values())
+        work = ["train"] if free > 0 else []
+        if sum(running.job.work == "validate" for running in self._running.values()) < MAX_VALIDATIONS:
+            work.append("validate")
+        job = self.platform.store.claim(self.name, work=work, slots=max(0, free), lost=self._lost()) if work else None
+        if job is None:
+            return False
+        try:
+            self._start(job)
+        except PreftuneError as error:
+            self._fail(job, {"code": "cannot_start", "message": str(error)})
+        return True
+
+    def _lost(self) -> dict[str, int]:
+        """Jobs whose beat has stood still for a lease, by this process's own monotonic clock."""
+        query = Query(None, {"status": ("running", "exporting")}, limit=1000)
+        clock = time.monotonic()
+        seen: dict[str, tuple[int, int, float]] = {}
+        for job in self.platform.store.page(Job, query).items:
+            if job.id in self._running:
+                continue
+            before = self._seen.get(job.id)
+            is_same = before is not None and before[:2] == (job.attempt, job.beat)
+            seen[job.id] = (job.attempt, job.beat, before[2] if is_same and before is not None else clock)
+        self._seen = seen
+        return {job: beat for job, (_, beat, since) in seen.items() if clock - since > self._lease}
+
+    def _start(self, job: Job) -> None:
+        folder = self.platform.job_folder(job.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / child.TASK, self._task(job))
+        with (folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, and a folder that we named
+                [sys.executable, "-m", "preftune.app.jobs.child", str(folder), str(os.getpid())],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        said = event(job.id, job.project, "started", f"attempt {job.attempt} began on {self.name}", attempt=job.attempt)
+        self._running[job.id] = Running(self.platform.store.write_as_worker(job, {}, [said]), process, time.monotonic())
+
+    def _task(self, job: Job) -> dict[str, Any]:
+        cache = self.platform.context.cache
+        if job.work == "validate":
+            file = self.platform.store.get(File, job.files[0])
+            if file is None:
+                raise PreftuneError(f"file {job.files[0]!r} was deleted")
+            path = self.platform.artifacts.local(file.artifact, cache / "artifacts")
+            return {"work": "validate", "path": str(path), "filename": file.filename}
+        recipe = resolve(self.platform, job)
+        return {"work": job.work, "recipe": recipe, "cache": str(cache), "state": str(self.platform.context.state)}
+
+    def _look_after(self, running: Running) -> None:
+        try:
+            if running.process.poll() is not None:
+                del self._running[running.job.id]
+                self._tell(running)
+                self._settle(running)
+                return
+            clock = time.monotonic()
+            if clock - running.beaten_at > self._lease / 6:
+                running.job, running.beaten_at = self.platform.store.beat(running.job), clock
+            self._tell(running)
+            asked = self.platform.store.get(Job, running.job.id)
+            if asked is not None and asked.asked and running.asked_at is None:
+                running.asked_at = clock
+                _signal(running.process, signal.SIGTERM)
+            if running.asked_at is not None and clock - running.asked_at > STOP_SECONDS:
+                _signal(running.process, signal.SIGKILL)
+        except LeaseLost:
+            _signal(running.process, signal.SIGKILL)
+            running.process.wait()
+            self._running.pop(running.job.id, None)
+
+    def _tell(self, running: Running) -> None:
+        if running.job.work != "train":
+            return
+        told = follow(running.job, self.platform.job_folder(running.job.id) / child.RUN)
+        if told.events:
+            running.job = self.platform.store.write_as_worker(running.job, {"progress": told.progress}, told.events)
+
+    def _settle(self, running: Running, *, is_stopping: bool = False) -> None:
+        """Write down how a process ended."""
+        job, code = running.job, running.process.returncode
+        folder = self.platform.job_folder(job.id)
+        asked = self.platform.store.get(Job, job.id)
+        wish = "" if asked is None else asked.asked
+        if code == 0:
+            self._succeed(job, folder)
+        elif wish == "cancel":
+            self._end(job, {"status": "cancelled", "asked": "", "finished_at": now()}, "cancelled", "the job was cancelled")
+        elif wish == "pause":
+            self._end(job, {"status": "paused", "asked": "", "worker": ""}, "paused", "the job was paused at its last checkpoint")
+        elif is_stopping or code == Interrupted.exit_code:
+            self._end(job, {"status": "queued", "worker": ""}, "requeued", "the worker stopped; the job waits for another")
+        elif (folder / child.ERROR).is_file():
+            self._fail(job, read_json(folder / child.ERROR))
+        elif job.attempt < job.max_attempts:
+            why = f"its process ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with code {code}"
+            self._end(job, {"status": "queued", "worker": ""}, "requeued", f"{why}; it goes on from its last checkpoint")
+        else:
+            self._fail(
+                job, {"code": "process_died", "message": f"its process died {job.attempt} times, the last time with {code}"}
+            )
+
+    def _succeed(self, job: Job, folder: Path) -> None:
+        if job.work == "validate":
+            files.apply_report(self.platform, job.files[0], read_json(folder / child.REPORT))
+            self._end(job, {"status": "succeeded", "finished_at": now()}, "succeeded", "the file was validated")
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        job = self.platform.store.write_as_worker(job, {"status": "exporting"})
+        models = register_models(self.platform, job, folder / child.RUN)
+        record = run_record(folder / child.RUN)
+        result = {"models": [model.id for model in models], "name": models[-1].name, "stages": record.get("stages", [])}
+        self._end(
+            job, {"status": "succeeded", "result": result, "finished_at": now()}, "succeeded", f"model {models[-1].name} is ready"
+        )
+
+    def _fail(self, job: Job, error: dict[str, Any]) -> None:
+        if job.work == "validate":
+            report = {"valid": False, "error": error["message"], "error_type": "INVALID_FORMAT"}
+            files.apply_report(self.platform, job.files[0], report)
+        changes = {"status": "failed", "error": {"param": None, **error}, "finished_at": now()}
+        said = event(job.id, job.project, "failed", str(error["message"]), level="error")
+        self.platform.store.write_as_worker(job, changes, [said])
+
+    def _end(self, job: Job, changes: dict[str, Any], type_: str, message: str) -> None:
+        self.platform.store.write_as_worker(job, changes, [event(job.id, job.project, type_, message)])
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal the whole group of a job's process."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
