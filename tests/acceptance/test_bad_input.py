@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -108,13 +110,41 @@ def test_a_model_folder_that_cannot_be_used(preftune, recipe, tmp_path, starter_
     one_line(preftune("train", recipe, "model=cut"), 1, "cut")
 
 
+def fill_once_there_is_a_checkpoint(disk):
+    """Somebody else fills the disk while the run is under way; preflight had found enough space."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not list(disk.glob("*/stages/*/checkpoints/step-*")):
+        time.sleep(0.02)
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"0" * 1_000_000)
+        except OSError:
+            file.truncate(max(0, file.tell() - 5_000_000))
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(preftune, recipe, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90m", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let this user mount a tmpfs")
+    try:
+        done = preftune("train", recipe, f"output={disk}", "max_steps=6", "checkpoints=5", "keep_checkpoints=5")
+        one_line(done, 1, "disk_space", "keep_checkpoints")
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_is_one_line_and_keeps_what_was_saved(preftune, recipe, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90m", "tmpfs", disk], capture_output=True, check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", disk], capture_output=True, check=False).returncode:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
+        filler = threading.Thread(target=fill_once_there_is_a_checkpoint, args=(disk,), daemon=True)
+        filler.start()
         done = preftune("train", recipe, f"output={disk}", "max_steps=6", "checkpoints=5", "keep_checkpoints=5")
         one_line(done, 1, "no space left", "resume")
         run = next(disk.glob("small-*"))

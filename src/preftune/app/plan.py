@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.app.checks import check_disk, check_pairs, check_verdict_size, checkpoint_bytes, model_finding
+from preftune.app.context import Context
+from preftune.app.probes import Probed, ProbeMode, ProbeTask, limit_or_machine
+from preftune.app.probes import probe as run_probes
 from preftune.app.runs import find_model
 from preftune.core.errors import Blocked, Finding, InputError, PreftuneError
 from preftune.core.events import EventSink, Progress, ignore
@@ -47,6 +50,7 @@ class Plan:
     stages: list[StageData]
     findings: list[Finding]
     facts: dict[str, Any] = field(default_factory=dict)
+    probed: Probed = field(default_factory=lambda: Probed(skipped="switched off"))
 
     @property
     def blockers(self) -> list[Finding]:
@@ -66,6 +70,8 @@ class Plan:
                 {"level": one.level, "code": one.code, "fact": one.fact, "way_out": one.way_out} for one in self.findings
             ],
             "facts": self.facts,
+            "not_rehearsed": self.probed.skipped or None,
+            "probes": [one.to_dict() for one in self.probed.stages],
             "stages": [self._stage_facts(*both) for both in zip(self.recipe.stages, self.stages, strict=False)],
         }
 
@@ -81,7 +87,7 @@ class Plan:
                 f"{facts['select']} held out, {facts['steps']} steps of {config.pairs_per_step}, "
                 f"{facts['tokens']:,} tokens an epoch" + (f"; left out: {reasons}" if reasons else "") + notes
             )
-        return lines
+        return lines + self.probed.summary([config.name for config in self.recipe.stages])
 
     @staticmethod
     def _stage_facts(config: StageConfig, data: StageData) -> dict[str, Any]:
@@ -102,8 +108,21 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
-    """Everything that can be known before training: the data as tokens, and findings with their ways out."""
+def plan(
+    recipe: Recipe,
+    sink: EventSink = ignore,
+    *,
+    probe: ProbeMode = "off",
+    memory: int | None = None,
+    context: Context | None = None,
+) -> Plan:
+    """Everything that can be known before training: the data as tokens, and findings with their ways out.
+
+    Parameters
+        probe: when to rehearse the run in a process of its own (``app.probes``).
+        memory: bytes that the run may take; None for what the machine has.
+        context: where probe results are kept.
+    """
     from preftune.modeling.load import load_tokenizer, read_max_positions
     from preftune.training.model_files import check_adapter, check_model, num_parameters_of, weight_shapes
     from preftune.training.preflight import check_stage
@@ -141,7 +160,25 @@ def plan(recipe: Recipe, sink: EventSink = ignore) -> Plan:
         findings += _check_evaluation(recipe.evaluation, stages)
     if shapes is not None:
         findings += check_disk(recipe, [checkpoint_bytes(config, shapes, recipe.model.dtype) for config in recipe.stages])
-    return Plan(recipe, stages, findings, {"positions": max_positions})
+    made = Plan(recipe, stages, findings, {"positions": max_positions})
+    if made.blockers or any(not data.train for data in stages):
+        return replace(made, probed=Probed(skipped="the blockers come first" if made.blockers else "a stage has no data"))
+    probed = run_probes(task_of(made, context), probe, limit_or_machine(memory), sink)
+    return replace(made, findings=[*findings, *probed.findings], probed=probed)
+
+
+def task_of(made: Plan, context: Context | None = None) -> ProbeTask:
+    """What the probes need of a plan: the stages' tokens, and the models that are there already."""
+    from preftune.training.model_files import weight_shapes
+
+    recipe = made.recipe
+    starts = [
+        start_model(recipe, config, recipe.model) if index == 0 or config.from_checkpoint is not None else None
+        for index, config in enumerate(recipe.stages)
+    ]
+    data = [(one.train, one.select) for one in made.stages]
+    shapes = weight_shapes(starts[0].name) if starts[0] is not None else None
+    return ProbeTask(recipe, data, starts, shapes, context or Context.from_environment())
 
 
 def start_model(recipe: Recipe, config: StageConfig, before: ModelConfig) -> ModelConfig:

@@ -8,6 +8,7 @@ from typing import Any
 
 from preftune.app.context import Context
 from preftune.app.evaluate import EvaluationResult, evaluate_model
+from preftune.app.probes import ProbeMode
 from preftune.app.train import TrainResult, train
 from preftune.core.errors import RecipeError
 from preftune.core.events import EventSink, ignore
@@ -31,12 +32,14 @@ class RunResult:
         return [*self.evaluated.summary(), f"model {self.trained.model}", f"took {self.seconds:.0f} s"]
 
 
-def run(recipe: Recipe, sink: EventSink = ignore, context: Context | None = None) -> RunResult:
+def run(
+    recipe: Recipe, sink: EventSink = ignore, context: Context | None = None, *, probe: ProbeMode = "worthwhile"
+) -> RunResult:
     """The whole job; the evaluation section is required, because a result without proof is none."""
     if recipe.evaluation is None:
         raise RecipeError("evaluation is missing: write evaluation: {prompts: FILE, judge: FILE}, or use `preftune train`")
     started = time.monotonic()
     place = context or Context.from_environment()
-    trained = train(recipe, sink, place)
+    trained = train(recipe, sink, place, probe=probe)
     evaluated = evaluate_model(recipe, trained, sink, place)
     return RunResult(trained, evaluated, time.monotonic() - started)

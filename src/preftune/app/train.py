@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.app.context import Context
 from preftune.app.plan import Plan, StageData, plan, start_model
+from preftune.app.probes import ProbeMode, ask_model, is_switched_off
 from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
 from preftune.app.runs import RunFolder
-from preftune.core.errors import Interrupted, PreftuneError
+from preftune.core.errors import Blocked, Interrupted, PreftuneError
 from preftune.core.events import Event, EventSink, Noted, ignore
 from preftune.core.files import append_jsonl, write_bytes, write_json
-from preftune.core.recipe import ModelConfig, Recipe
+from preftune.core.recipe import ModelConfig, Recipe, StageConfig
+
+if TYPE_CHECKING:
+    from preftune.modeling.load import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +45,29 @@ def prepare_process() -> None:
         set_allocator()
 
 
-def train(recipe: Recipe, sink: EventSink = ignore, context: Context | None = None, *, folder: Path | None = None) -> TrainResult:
+def train(
+    recipe: Recipe,
+    sink: EventSink = ignore,
+    context: Context | None = None,
+    *,
+    folder: Path | None = None,
+    probe: ProbeMode = "worthwhile",
+) -> TrainResult:
     """Plan and train a recipe in a new run folder: ``folder``, or one below the recipe's output.
+
+    Parameters
+        probe: when to rehearse the run first; ``off`` also leaves out the question whether the model can do the task.
 
     Raises
         Blocked: preflight refuses; nothing was written.
         Interrupted: SIGINT or SIGTERM; a checkpoint was written, ``resume_run`` goes on from it.
     """
-    made = plan(recipe, sink)
+    place = context or Context.from_environment()
+    made = plan(recipe, sink, probe=probe, context=place)
     made.refuse()
     run = RunFolder.create(Path(recipe.output), recipe.name or "run", at=folder)
     save_recipe(recipe, run.recipe_path)
-    return _train_stages(made, run, sink, context or Context.from_environment(), is_resumed=False)
+    return _train_stages(made, run, sink, place, is_asked=not is_switched_off(probe))
 
 
 def resume_run(given: str, sink: EventSink = ignore, context: Context | None = None, output: Path = Path("runs")) -> TrainResult:
@@ -64,7 +79,11 @@ def resume_run(given: str, sink: EventSink = ignore, context: Context | None = N
     return _train_stages(made, run, sink, context or Context.from_environment(), is_resumed=True)
 
 
-def _train_stages(made: Plan, run: RunFolder, sink: EventSink, context: Context, *, is_resumed: bool) -> TrainResult:
+def _train_stages(
+    made: Plan, run: RunFolder, sink: EventSink, context: Context, *, is_resumed: bool = False, is_asked: bool = False
+) -> TrainResult:
+    """Train stage after stage; ``is_asked`` asks a model first whether it can do the task, where no probe did."""
+
     def tell(event: Event, /) -> None:
         if isinstance(event, Noted):
             append_jsonl(run.path / "events.jsonl", {"level": event.level, "code": event.code, "message": event.message})
@@ -91,7 +110,10 @@ def _train_stages(made: Plan, run: RunFolder, sink: EventSink, context: Context,
             if record.get("status") == "succeeded":
                 summary = record
             else:
-                summary = _train_stage(made.recipe, index, data, start, run, tell, context, is_resumed=is_resumed)
+                probed = made.probed.stages[index] if index < len(made.probed.stages) else None
+                is_open = is_asked and (probed is None or probed.competence is None)
+                place = StagePlace(made.recipe, index, run, context)
+                summary = _train_stage(place, data, start, tell, is_resumed=is_resumed, is_asked=is_open)
             summaries.append(summary)
             before = start.model_copy(update={"name": str(run.path / summary["final"]), "revision": None})
     except Interrupted:
@@ -104,16 +126,18 @@ def _train_stages(made: Plan, run: RunFolder, sink: EventSink, context: Context,
     return TrainResult(run.path, Path(before.name), baseline, summaries)
 
 
+@dataclass(frozen=True, slots=True)
+class StagePlace:
+    """Which stage of which run."""
+
+    recipe: Recipe
+    index: int
+    run: RunFolder
+    context: Context
+
+
 def _train_stage(
-    recipe: Recipe,
-    index: int,
-    data: StageData,
-    start: ModelConfig,
-    run: RunFolder,
-    sink: EventSink,
-    context: Context,
-    *,
-    is_resumed: bool,
+    place: StagePlace, data: StageData, start: ModelConfig, sink: EventSink, *, is_resumed: bool, is_asked: bool
 ) -> dict[str, Any]:
     """Train one stage and keep its record in ``run.json``."""
     from preftune.modeling.load import load_model
@@ -121,6 +145,7 @@ def _train_stage(
     from preftune.training.loop import run_stage
     from preftune.training.state import StagePlan
 
+    recipe, index, run = place.recipe, place.index, place.run
     config = recipe.stages[index]
     folder = run.stage_folder(index, config.name)
     facts = {"name": config.name, "method": config.method, "adapter": config.adapter, "start": start.name}
@@ -128,16 +153,19 @@ def _train_stage(
     write_json(folder / "data.json", {"counts": data.counts, "notes": data.notes, "formats": data.formats, "audit": data.audit,
                                       "train": len(data.train), "select": len(data.select)})  # fmt: skip
     precision = choose_precision(start.dtype, config.adapter)
+    loaded = load_model(start, precision=precision)
+    if is_asked:
+        _ask(config, loaded, data, sink)
     result = run_stage(
         StagePlan(
             config=config,
-            loaded=load_model(start, precision=precision),
+            loaded=loaded,
             train=data.train,
             select=data.select,
             folder=folder,
             seed=recipe.seed,
             recipe_digest=recipe_digest(recipe, config),
-            cache_folder=context.reference_cache,
+            cache_folder=place.context.reference_cache,
             resume=is_resumed,
         ),
         sink,
@@ -155,6 +183,16 @@ def _train_stage(
     }
     run.update_stage(index, summary)
     return summary
+
+
+def _ask(config: StageConfig, loaded: LoadedModel, data: StageData, sink: EventSink) -> None:
+    """Say whether the model can do the task; Blocked where it cannot."""
+    findings = ask_model(config, loaded, data.train)
+    for finding in findings:
+        sink(Noted(finding.level, finding.code, f"{finding.fact}; {finding.way_out}"))
+    blockers = [finding for finding in findings if finding.level == "blocker"]
+    if blockers:
+        raise Blocked(blockers)
 
 
 def _json_line(row: dict[str, Any]) -> bytes:

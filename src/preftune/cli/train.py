@@ -7,12 +7,14 @@ from pathlib import Path
 import click
 
 from preftune.cli.output import ProgressPrinter, print_json, print_result, say
+from preftune.cli.probing import probe_mode, probe_option
 
 EPILOG = """\b
 Examples:
   preftune train recipe.yaml
   preftune train recipe.yaml beta=0.2 lr=1e-5 output=runs
   preftune train recipe.yaml --dry-run
+  preftune train recipe.yaml --no-probe
   preftune train --resume runs/recipe-20260101-120000-ab12
 
 SIGINT and SIGTERM write a checkpoint first; --resume goes on from it, bit for bit on a CPU."""
@@ -23,8 +25,11 @@ SIGINT and SIGTERM write a checkpoint first; --resume goes on from it, bit for b
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped: its folder or name.")
 @click.option("--dry-run", is_flag=True, help="Plan only; train nothing.")
+@probe_option
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
-def command(recipe: Path | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, is_json: bool) -> int:
+def command(
+    recipe: Path | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, probe: bool | None, is_json: bool
+) -> int:
     """Train every stage of a recipe; each starts from, and is anchored to, the one before."""
     from preftune.app.plan import plan
     from preftune.app.recipes import load_recipe
@@ -40,11 +45,11 @@ def command(recipe: Path | None, overrides: tuple[str, ...], resume: str | None,
             raise click.UsageError("name a recipe file, or --resume RUN")
         loaded = load_recipe(recipe, overrides)
         if dry_run:
-            made = plan(loaded)
+            made = plan(loaded, probe=probe_mode(probe, "small"))
             print_result(made, is_json=is_json)
             made.refuse()
             return 0
-        result = train(loaded, sink=ProgressPrinter())
+        result = train(loaded, sink=ProgressPrinter(), probe=probe_mode(probe, "worthwhile"))
     if is_json:
         print_json(result.to_dict())
     else:

@@ -91,8 +91,8 @@ def pack_of(examples: Sequence[TokenisedExample]) -> Pack:
     )
 
 
-def pack_step(examples: Iterable[TokenisedExample], tokens_per_pack: int) -> list[Pack]:
-    """Packs of one optimiser step: first-fit by decreasing size under a token budget.
+def bins_of(examples: Iterable[TokenisedExample], tokens_per_pack: int) -> list[list[TokenisedExample]]:
+    """The examples of each pack of one optimiser step: first-fit by decreasing size under a token budget.
 
     A group larger than the budget gets a pack of its own. Order inside a step carries no meaning: the loss is a sum
     over the step, so packing may reorder. Sorting is stable, hence deterministic.
@@ -107,4 +107,9 @@ def pack_step(examples: Iterable[TokenisedExample], tokens_per_pack: int) -> lis
                 break
         else:
             bins.append((size, [example]))
-    return [pack_of(members) for _, members in bins]
+    return [members for _, members in bins]
+
+
+def pack_step(examples: Iterable[TokenisedExample], tokens_per_pack: int) -> list[Pack]:
+    """Packs of one optimiser step, as ``bins_of`` fills them."""
+    return [pack_of(members) for members in bins_of(examples, tokens_per_pack)]

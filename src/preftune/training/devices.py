@@ -13,11 +13,15 @@ from typing import Literal
 
 import torch
 
+from preftune.training.machine import peak_resident_bytes
+
 Precision = Literal["float32", "bfloat16"]
 
 # mallopt's parameter numbers (malloc.h of glibc) and the values that were measured: see set_allocator
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _ALLOCATOR = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 * 2**20))
+
+_APPLIED: set[str] = set()
 
 
 def choose_device() -> torch.device:
@@ -70,7 +74,14 @@ def set_allocator() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    return all(mallopt(name, value) == 1 for name, value in _ALLOCATOR)
+    is_applied = all(mallopt(name, value) == 1 for name, value in _ALLOCATOR)
+    _APPLIED.update({"allocator"} if is_applied else set())
+    return is_applied
+
+
+def has_allocator() -> bool:
+    """Whether ``set_allocator`` was applied to this process."""
+    return bool(_APPLIED)
 
 
 @contextmanager
@@ -95,5 +106,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory so far: of the GPU's allocator, or of this process (resident) on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    own = peak_resident_bytes()
+    if own:
+        return own
     scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
