@@ -57,10 +57,11 @@ class Plan:
         """What would stop the run."""
         return [one for one in self.findings if one.level == "blocker"]
 
-    def refuse(self) -> None:
-        """Raise Blocked if anything would stop the run."""
-        if self.blockers:
-            raise Blocked(self.blockers)
+    def refuse(self, *, is_resumed: bool = False) -> None:
+        """Raise Blocked if anything would stop the run; one that is resumed has part of its checkpoints already."""
+        found = [one for one in self.blockers if not (is_resumed and one.code == "disk_space")]
+        if found:
+            raise Blocked(found)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON."""

@@ -75,7 +75,7 @@ def resume_run(given: str, sink: EventSink = ignore, context: Context | None = N
     run = RunFolder.open(given, output)
     recipe = load_recipe(run.recipe_path)
     made = plan(recipe, sink)
-    made.refuse()
+    made.refuse(is_resumed=True)
     return _train_stages(made, run, sink, context or Context.from_environment(), is_resumed=True)
 
 
