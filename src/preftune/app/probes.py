@@ -234,8 +234,9 @@ def _measured(task: ProbeTask, request: ProbeRequest) -> Mapping[str, Any]:
 
 def _key(task: ProbeTask, content: Mapping[str, Any]) -> str:
     """Digest of everything that a measurement depends on."""
+    from importlib.metadata import version
+
     import torch
-    import transformers
 
     from preftune.training.devices import choose_device
     from preftune.training.machine import cpu_count
@@ -244,7 +245,7 @@ def _key(task: ProbeTask, content: Mapping[str, Any]) -> str:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} of {cpu_count()}"
     asked = {key: value for key, value in content.items() if key != "limit_bytes"}
     models = [_model_digest(start.name) for start in task.starts if start is not None]
-    return digest_json([asked, models, torch.__version__, transformers.__version__, __version__, where])
+    return digest_json([asked, models, torch.__version__, version("transformers"), __version__, where])
 
 
 def _model_digest(name: str) -> str:
