@@ -1,7 +1,7 @@
 """Is it the same training? TRL and preftune on the same rows, weights, order and settings: token ids and per-step losses.
 
-tinystories-656k, full fine-tuning, float32, rasbt-preference. Exit status 1 where ids differ or a loss differs by more
-than 1e-4.
+tinystories-656k, full fine-tuning, float32, rasbt-preference: DPO, and the losses of `parity_losses`. Exit status 1 where ids
+differ or a loss differs by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import inputs
 import measure
+import parity_losses
 
 TOLERANCE = 1e-4  # nats, of a step's mean loss
 SETTINGS = ("--batch", "8", "--beta", "0.1", "--lr", "2e-4", "--warmup", "0.1", "--schedule", "linear", "--max-length", "512")
@@ -67,8 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--steps", type=int, default=40)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", help="also write the result, as JSON")
+    made.add_argument("--loss-steps", type=int, default=10, help="steps of the losses beside DPO; 0 leaves them out")
     options = made.parse_args(arguments)
     found = parity(options.steps, options.seed)
+    if options.loss_steps:
+        train, _, _ = inputs.rasbt_rows()
+        random.Random(options.seed).shuffle(train)
+        found["by_loss"] = parity_losses.compare_all(train, options.seed, options.loss_steps, TOLERANCE)
+        found["is_equal"] = found["is_equal"] and all(one["is_equal"] for one in found["by_loss"].values())
     if options.out:
         Path(options.out).write_text(json.dumps(found))
     measure.say(

@@ -27,7 +27,7 @@ PARTS: Mapping[str, Callable[[list[str]], dict[str, Any]]] = {
     "lora": lora_speed.main,
 }
 QUICK: Mapping[str, list[str]] = {
-    "parity": ["--steps", "10"],
+    "parity": ["--steps", "10", "--loss-steps", "3"],
     "quality": ["--seeds", "1"],
     "lora": ["--steps", "2", "--rounds", "1", "--probe-seconds", "0"],
 }

@@ -26,7 +26,7 @@ def gb(size: float) -> str:
 
 
 def parity_lines(found: Found) -> list[str]:
-    return [
+    lines = [
         "## Parity: is it the same training?",
         "",
         "tinystories-656k, full fine-tuning in float32, 8 pairs a step, rasbt-preference; the same rows, order and settings.",
@@ -36,6 +36,13 @@ def parity_lines(found: Found) -> list[str]:
         row("rows whose token ids differ", f"{found['rows_with_other_ids']} of {found['rows']}"),
         row("largest gap of a step's loss", f"{found['largest_gap']:.1e} (at most {found['tolerance']:g})"),
         row("loss at the first and the last step", f"{found['first_losses'][1]:.6f}, {found['last_losses'][1]:.6f}"),
+    ]
+    if not found.get("by_loss"):
+        return lines
+    lines += ["", *head("loss", "steps", "rows with other ids", "largest gap of a step's loss", "compared")]
+    return lines + [
+        row(f"`{name}`", one["steps"], one["rows_with_other_ids"], f"{one['largest_gap']:.1e}", one["note"])
+        for name, one in found["by_loss"].items()
     ]
 
 

@@ -24,7 +24,7 @@ pytestmark = [
 def parity(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("parity") / "parity.json"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "parity.py"), "--steps", "40", "--out", str(out)],
+        [sys.executable, str(ROOT / "bench" / "parity.py"), "--steps", "40", "--loss-steps", "0", "--out", str(out)],
         cwd=ROOT,
         capture_output=True,
         text=True,
