@@ -15,6 +15,7 @@ from preftune.app.plan import limit_of, read_stage
 from preftune.app.recipes import load_recipe, make_recipe
 from preftune.app.reporting import Findings, make_report
 from preftune.app.runs import RUN_FILE, RunFolder, find_model
+from preftune.app.stages.training import with_made_pairs
 from preftune.app.train import TrainResult
 from preftune.core.errors import RecipeError, UsageError
 from preftune.core.events import EventSink, Progress, ignore
@@ -203,7 +204,13 @@ def _held_out_pairs(contest: Contest, loaded: LoadedModel) -> list[TokenisedExam
     """Held-out pairs: those that the evaluation names, else what the last stage on pairs did not train on."""
     from preftune.maths.losses.base import losses
 
-    stages = [stage for stage in contest.recipe.stages if losses.factory(stage.method).view == "pairs" and stage.data is not None]
+    recipe, run = contest.recipe, contest.run
+    configs = [stage if run is None else with_made_pairs(recipe, index, run) for index, stage in enumerate(recipe.stages)]
+    stages = [
+        stage
+        for stage in configs
+        if stage.kind == "train" and stage.data is not None and losses.factory(stage.method).view == "pairs"
+    ]
     if not stages:
         return []
     stage = stages[-1]

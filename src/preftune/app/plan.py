@@ -8,38 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.app.checks import check_disk, check_pairs, check_verdict_size, checkpoint_bytes, model_finding
+from preftune.app.checks import check_disk, check_verdict_size, checkpoint_bytes, model_finding
 from preftune.app.context import Context
 from preftune.app.probes import Probed, ProbeMode, ProbeTask, limit_or_machine
 from preftune.app.probes import probe as run_probes
 from preftune.app.runs import find_model
+from preftune.app.stages.base import StageData, StartModel, kind_of
 from preftune.core.errors import Blocked, Finding, InputError, PreftuneError
 from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, StageConfig
-from preftune.core.records import Example, Excluded, Messages, TokenisedExample
+from preftune.core.records import Example, Messages
 
 if TYPE_CHECKING:
     from preftune.judging.base import Judge
 
 DEFAULT_MAX_LENGTH = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class StageData:
-    """What a stage trains on: tokenised examples, and the account of the rows that were left out.
-
-    counts: rows left out, by reason. notes: what else was counted, such as ``boundary_appended`` and ``cut``.
-    """
-
-    train: list[TokenisedExample]
-    select: list[TokenisedExample]
-    excluded: list[Excluded]
-    counts: dict[str, int]
-    notes: dict[str, int]
-    formats: dict[str, str]
-    audit: dict[str, Any]
-    prompts: list[str]
-    has_chat_rows: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,40 +56,17 @@ class Plan:
             "facts": self.facts,
             "not_rehearsed": self.probed.skipped or None,
             "probes": [one.to_dict() for one in self.probed.stages],
-            "stages": [self._stage_facts(*both) for both in zip(self.recipe.stages, self.stages, strict=False)],
+            "stages": [
+                kind_of(config).facts(config, data) for config, data in zip(self.recipe.stages, self.stages, strict=False)
+            ],
         }
 
     def summary(self) -> list[str]:
         """What a person reads."""
         lines = [f"model {self.recipe.model.name}" + "".join(f", {key} {value}" for key, value in self.facts.items())]
         for config, data in zip(self.recipe.stages, self.stages, strict=False):
-            facts = self._stage_facts(config, data)
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(data.counts.items()))
-            notes = "".join(f"; {note} {count}" for note, count in sorted(data.notes.items()))
-            lines.append(
-                f"stage {config.name}: {config.method}, {config.adapter}, {facts['train']} examples to train, "
-                f"{facts['select']} held out, {facts['steps']} steps of {config.pairs_per_step}, "
-                f"{facts['tokens']:,} tokens an epoch" + (f"; left out: {reasons}" if reasons else "") + notes
-            )
+            lines.append(kind_of(config).line(config, data))
         return lines + self.probed.summary([config.name for config in self.recipe.stages])
-
-    @staticmethod
-    def _stage_facts(config: StageConfig, data: StageData) -> dict[str, Any]:
-        from preftune.training.optim import num_steps_of
-
-        return {
-            "name": config.name,
-            "method": config.method,
-            "adapter": config.adapter,
-            "train": len(data.train),
-            "select": len(data.select),
-            "steps": num_steps_of(config, len(data.train)),
-            "tokens": sum(example.num_tokens for example in data.train),
-            "left_out": data.counts,
-            "notes": data.notes,
-            "formats": data.formats,
-            "audit": data.audit,
-        }
 
 
 def plan(
@@ -125,8 +85,7 @@ def plan(
         context: where probe results are kept.
     """
     from preftune.modeling.load import load_tokenizer, read_max_positions
-    from preftune.training.model_files import check_adapter, check_model, num_parameters_of, weight_shapes
-    from preftune.training.preflight import check_stage
+    from preftune.training.model_files import check_model, num_parameters_of, weight_shapes
 
     findings: list[Finding] = []
     start = start_model(recipe, recipe.stages[0], recipe.model)
@@ -137,11 +96,12 @@ def plan(
     findings += check_model(start.name)
     shapes = None if findings else weight_shapes(start.name)
     num_parameters = None if findings else num_parameters_of(start.name)
+    model = StartModel(start.name, tokenizer, max_positions, num_parameters, shapes)
     stages: list[StageData] = []
     for index, config in enumerate(recipe.stages):
         sink(Progress(f"reading {config.name}", index, len(recipe.stages)))
         try:
-            data = read_stage(recipe, config, tokenizer, limit_of(config.data, max_positions))
+            data = kind_of(config).read(recipe, config, model)
         except InputError as error:
             findings.append(
                 Finding(
@@ -153,14 +113,13 @@ def plan(
             )
             continue
         stages.append(data)
-        findings += check_stage(config, data, has_chat_template=tokenizer.has_chat_template, num_parameters=num_parameters)
-        findings += check_adapter(config, start.name, shapes)
-        findings += check_pairs(config, data, limit_of(config.data, max_positions))
+        findings += kind_of(config).check(config, data, model)
     sink(Progress("reading", len(recipe.stages), len(recipe.stages)))
     if recipe.evaluation is not None:
         findings += _check_evaluation(recipe.evaluation, stages)
+        findings += _check_makers(recipe, recipe.evaluation)
     if shapes is not None:
-        findings += check_disk(recipe, [checkpoint_bytes(config, shapes, recipe.model.dtype) for config in recipe.stages])
+        findings += check_disk(recipe, [_bytes_of(config, shapes, recipe.model.dtype) for config in recipe.stages])
     made = Plan(recipe, stages, findings, {"positions": max_positions})
     if made.blockers or any(not data.train for data in stages):
         return replace(made, probed=Probed(skipped="the blockers come first" if made.blockers else "a stage has no data"))
@@ -286,6 +245,23 @@ def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData])
             for why in judge.rewards_length
         ]
     return findings
+
+
+def _check_makers(recipe: Recipe, evaluation: EvaluationConfig) -> list[Finding]:
+    """A blocker for every generate stage whose judge may not judge the result; judges that cannot be read have theirs already."""
+    from preftune.app.stages.generating import maker_judges
+    from preftune.judging.base import load_judge
+
+    try:
+        judge = load_judge(evaluation.judge, Path.cwd())
+        makers = {maker.identity: maker for maker in (load_judge(one, Path.cwd()) for _, one in maker_judges(recipe))}
+    except PreftuneError:
+        return []
+    return [finding for maker in makers.values() for finding in _check_independence(judge, maker)]
+
+
+def _bytes_of(config: StageConfig, shapes: Any, precision: str) -> tuple[int, int]:
+    return checkpoint_bytes(config, shapes, precision) if config.kind == "train" else (0, 0)
 
 
 def _check_independence(judge: Judge, pairs_judge: Judge) -> list[Finding]:

@@ -12,7 +12,8 @@ import yaml
 from preftune.core.errors import InputError, RecipeError
 from preftune.core.files import write_text
 from preftune.core.ids import digest_json
-from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, StageConfig, build_recipe
+from preftune.core.recipe import DataConfig, EvaluationConfig, GenerateConfig, ModelConfig, Recipe, StageConfig, build_recipe
+from preftune.core.rounds import PREVIOUS
 
 STARTER = "starter"
 BUILT_IN_TEMPLATES = ("chatml", "plain")
@@ -55,7 +56,8 @@ def make_recipe(given: Mapping[str, Any], folder: Path | None = None) -> Recipe:
     from preftune.maths.losses.base import losses
 
     for stage in recipe.stages:
-        losses.build(stage.method, stage.loss)
+        if stage.kind == "train":
+            losses.build(stage.method, stage.loss)
     return _absolute(recipe, folder or Path.cwd())
 
 
@@ -151,7 +153,7 @@ def _from_here(key: str, value: Any) -> Any:
         return [_from_here(key, one) for one in value]
     if not isinstance(value, str) or not value:
         return value
-    is_path = key in PATH_KEYS and value not in BUILT_IN_TEMPLATES
+    is_path = key in PATH_KEYS and value not in (*BUILT_IN_TEMPLATES, PREVIOUS)
     is_folder = key in {"model", "name", "from_checkpoint"} and value != STARTER and Path(value).expanduser().is_dir()
     return _path(value, Path.cwd()) if is_path or is_folder else value
 
@@ -161,6 +163,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
         stage.model_copy(
             update={
                 "data": _absolute_data(stage.data, folder),
+                "generate": _absolute_generate(stage.generate, folder),
                 "from_checkpoint": _absolute_checkpoint(stage.from_checkpoint, folder),
             }
         )
@@ -191,7 +194,15 @@ def _absolute_data(data: DataConfig | None, folder: Path) -> DataConfig | None:
     if data is None:
         return None
     select = _path(data.select, folder) if isinstance(data.select, str) else data.select
-    return data.model_copy(update={"train": tuple(_path(one, folder) for one in data.train), "select": select})
+    train = tuple(one if one == PREVIOUS else _path(one, folder) for one in data.train)
+    return data.model_copy(update={"train": train, "select": select})
+
+
+def _absolute_generate(generate: GenerateConfig | None, folder: Path) -> GenerateConfig | None:
+    if generate is None:
+        return None
+    judge = _path(generate.judge, folder) if isinstance(generate.judge, str) else generate.judge
+    return generate.model_copy(update={"prompts": _path(generate.prompts, folder), "judge": judge})
 
 
 def _absolute_evaluation(evaluation: EvaluationConfig, folder: Path) -> EvaluationConfig:

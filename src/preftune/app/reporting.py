@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import os
 import platform
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from preftune.app.stages.training import data_counts, with_made_pairs
 from preftune.core.errors import InputError
-from preftune.core.files import read_json, read_jsonl
+from preftune.core.files import read_jsonl
 from preftune.core.ids import digest_file, digest_json
 from preftune.core.records import Excluded
 from preftune.core.version import __version__
@@ -106,13 +106,13 @@ def _stage_report(run: RunFolder, index: int, stage: dict[str, Any]) -> StageRep
 
 
 def _counts(run: RunFolder, index: int, name: str) -> dict[str, int]:
-    data = read_json(run.stage_folder(index, name) / "data.json")
-    return {"train": data["train"], "held out": data["select"], **data["counts"], **data["notes"]}
+    return data_counts(run.stage_folder(index, name))
 
 
 def _excluded(run: RunFolder) -> Sequence[Excluded]:
     keys = ("file", "line", "reason", "detail", "field", "excerpt")
-    return [Excluded(**{key: row[key] for key in keys}) for row in read_jsonl(run.path / "excluded.jsonl")]
+    files = [run.path / "excluded.jsonl", *sorted(run.path.glob("stages/*/excluded.jsonl"))]
+    return [Excluded(**{key: row[key] for key in keys}) for file in files for row in read_jsonl(file)]
 
 
 def _digests(contest: Contest, found: Findings) -> dict[str, str]:
@@ -124,8 +124,9 @@ def _digests(contest: Contest, found: Findings) -> dict[str, str]:
     for role, config in (("policy", contest.policy), ("baseline", contest.baseline)):
         for file in sorted(Path(config.name).glob("*.safetensors")):
             digests[f"{role} {file.name}"] = digest_file(file)
-    for stage in contest.recipe.stages:
-        for path in stage.data.train if stage.data is not None else ():
+    for index, stage in enumerate(contest.recipe.stages):
+        data = (stage if contest.run is None else with_made_pairs(contest.recipe, index, contest.run)).data
+        for path in data.train if data is not None else ():
             try:
                 digests[f"data of {stage.name}: {Path(path).name}"] = digest_file(path)
             except OSError as error:
@@ -140,7 +141,7 @@ def _name_of(contest: Contest) -> str:
     if contest.baseline.name == contest.recipe.model.name:
         return "the model before training"
     stages = contest.recipe.stages
-    for before, after in itertools.pairwise(stages):
-        if after is stages[-1] and contest.baseline.name.endswith(f"-{before.name}/final"):
+    for before in reversed(stages[:-1]):
+        if contest.baseline.name.endswith(f"-{before.name}/final"):
             return f"the {before.name.upper() if before.name == before.method else before.name} model"
     return f"the model {Path(contest.baseline.name).name}"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from preftune.app.context import Context
-from preftune.app.plan import Plan, StageData, plan, start_model
+from preftune.app.plan import Plan, plan, start_model
 from preftune.app.probes import ProbeMode, ask_model, is_switched_off
 from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
 from preftune.app.runs import RunFolder
-from preftune.core.errors import Blocked, Interrupted, PreftuneError
+from preftune.app.stages.base import StageWork, kind_of, say_and_refuse
+from preftune.core.errors import Interrupted, PreftuneError
 from preftune.core.events import Event, EventSink, Noted, ignore
 from preftune.core.files import append_jsonl, write_bytes, write_json
-from preftune.core.recipe import ModelConfig, Recipe, StageConfig
-
-if TYPE_CHECKING:
-    from preftune.modeling.load import LoadedModel
+from preftune.core.recipe import Recipe
+from preftune.core.rounds import seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,48 +104,39 @@ def _train_stages(
     try:
         for index, (config, data) in enumerate(zip(made.recipe.stages, made.stages, strict=True)):
             start = start_model(made.recipe, config, before)
-            baseline = start.name
+            baseline = start.name if config.kind == "train" else baseline
             record = records[index] if index < len(records) else {}
             if record.get("status") == "succeeded":
                 summary = record
             else:
                 probed = made.probed.stages[index] if index < len(made.probed.stages) else None
                 is_open = is_asked and (probed is None or probed.competence is None)
-                place = StagePlace(made.recipe, index, run, context)
-                summary = _train_stage(place, data, start, tell, is_resumed=is_resumed, is_asked=is_open)
+                work = StageWork(made.recipe, index, data, start, run, context, is_resumed, is_open)
+                summary = dict(kind_of(config).run(work, tell))
             summaries.append(summary)
-            before = start.model_copy(update={"name": str(run.path / summary["final"]), "revision": None})
+            before = start
+            if "final" in summary:  # a stage that trains nothing leaves the model as it is
+                before = start.model_copy(update={"name": str(run.path / summary["final"]), "revision": None})
     except Interrupted:
         run.update({"status": "interrupted"})
         raise
     except BaseException as error:
         run.update({"status": "failed", "error": _one_line(error)})
         raise
-    run.update({"status": "succeeded", "model": str(Path(summaries[-1]["final"])), "baseline": baseline})
+    finals = [summary["final"] for summary in summaries if "final" in summary]
+    run.update({"status": "succeeded", "model": finals[-1] if finals else None, "baseline": baseline})
     return TrainResult(run.path, Path(before.name), baseline, summaries)
 
 
-@dataclass(frozen=True, slots=True)
-class StagePlace:
-    """Which stage of which run."""
-
-    recipe: Recipe
-    index: int
-    run: RunFolder
-    context: Context
-
-
-def _train_stage(
-    place: StagePlace, data: StageData, start: ModelConfig, sink: EventSink, *, is_resumed: bool, is_asked: bool
-) -> dict[str, Any]:
+def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
     """Train one stage and keep its record in ``run.json``."""
     from preftune.modeling.load import load_model
     from preftune.training.devices import choose_precision
     from preftune.training.loop import run_stage
     from preftune.training.state import StagePlan
 
-    recipe, index, run = place.recipe, place.index, place.run
-    config = recipe.stages[index]
+    recipe, index, run, data, start = work.recipe, work.index, work.run, work.data, work.start
+    config = work.config
     folder = run.stage_folder(index, config.name)
     facts = {"name": config.name, "method": config.method, "adapter": config.adapter, "start": start.name}
     run.update_stage(index, {**facts, "status": "running"})
@@ -154,8 +144,8 @@ def _train_stage(
                                       "train": len(data.train), "select": len(data.select)})  # fmt: skip
     precision = choose_precision(start.dtype, config.adapter)
     loaded = load_model(start, precision=precision)
-    if is_asked:
-        _ask(config, loaded, data, sink)
+    if work.is_asked:
+        say_and_refuse(ask_model(config, loaded, data.train), sink)
     result = run_stage(
         StagePlan(
             config=config,
@@ -163,10 +153,10 @@ def _train_stage(
             train=data.train,
             select=data.select,
             folder=folder,
-            seed=recipe.seed,
+            seed=seed_of(recipe.seed, config.round),
             recipe_digest=recipe_digest(recipe, config),
-            cache_folder=place.context.reference_cache,
-            resume=is_resumed,
+            cache_folder=work.context.reference_cache,
+            resume=work.is_resumed,
         ),
         sink,
     )
@@ -183,16 +173,6 @@ def _train_stage(
     }
     run.update_stage(index, summary)
     return summary
-
-
-def _ask(config: StageConfig, loaded: LoadedModel, data: StageData, sink: EventSink) -> None:
-    """Say whether the model can do the task; Blocked where it cannot."""
-    findings = ask_model(config, loaded, data.train)
-    for finding in findings:
-        sink(Noted(finding.level, finding.code, f"{finding.fact}; {finding.way_out}"))
-    blockers = [finding for finding in findings if finding.level == "blocker"]
-    if blockers:
-        raise Blocked(blockers)
 
 
 def _json_line(row: dict[str, Any]) -> bytes:

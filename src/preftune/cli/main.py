@@ -20,6 +20,7 @@ from preftune.core.version import __version__
 VERBS = {
     "demo": "Align the embedded starter model and print the verdict.",
     "check": "Validate data files: every bad row with line, field and reason.",
+    "generate": "Make pairs: sample from a model, judge, pair.",
     "plan": "Say what a recipe would do, and refuse what cannot work.",
     "train": "Train every stage of a recipe.",
     "run": "Plan, train, evaluate and report in one go.",

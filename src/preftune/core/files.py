@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,33 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON lines in one write and flush them to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def reopen_jsonl(path: Path, keep: Callable[[list[dict[str, Any]]], int] = len) -> list[dict[str, Any]]:
+    """The rows of an append-only file that a crash may have cut, with the cut line taken off, so that appending goes on.
+
+    Parameters
+        keep: how many of the whole rows to keep; the others are taken off too.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    lines = content.split(b"\n")[:-1]  # what is behind the last line feed was cut
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    kept = keep(rows)
+    whole = b"".join(line + b"\n" for line in lines[:kept])
+    if whole != content:
+        write_bytes(path, whole)
+    return rows[:kept]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

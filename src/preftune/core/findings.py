@@ -70,6 +70,22 @@ FINDINGS: Mapping[str, FindingKind] = {
     "nothing_to_train": FindingKind(
         "blocker", "every row was left out; the reasons are counted", "`preftune check FILE` shows each row and why"
     ),
+    "unreadable_judge": FindingKind(
+        "blocker", "the judge of a generate stage cannot be read", "name a judge file, or write the judge in the recipe"
+    ),
+    "too_few_prompts": FindingKind(
+        "blocker",
+        "a generate stage has no prompt, or fewer than `limit` or `prompts_per_round` asks for",
+        "give more prompts, or lower `prompts_per_round`, `limit` or `skip`",
+    ),
+    "no_variety": FindingKind(
+        "blocker", "a generate stage samples at temperature 0, so all samples are equal", "`decoding.temperature`, 0.7 to 1.0"
+    ),
+    "nothing_made": FindingKind(
+        "blocker",
+        "a generate stage made no pair; the reasons are counted",
+        "look at its samples, raise the temperature, or loosen the guards",
+    ),
     "pairs_do_not_fit": FindingKind(
         "warning",
         "more than 5 % of the rows are longer than `max_length` or the model's positions",

@@ -8,13 +8,14 @@ level are defaults for every stage. Nothing named in a recipe is imported or exe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preftune.core.errors import RecipeError
 from preftune.core.registry import suggest
+from preftune.core.rounds import GENERATE, fill_previous, generate_stage, write_rounds
 
 Positive: TypeAlias = Annotated[int, Gt(0)]
 Share: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
@@ -43,10 +44,11 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where examples come from and what fits.
 
-    train: one file or several. style: ``text`` for raw text or ``chat`` for the chat template, where the format
-    leaves it open. select: a file, or the share of prompt groups to hold out for choosing
-    checkpoints. max_length: prompt + completion, in tokens, ``None`` = what the model's positions allow, at most
-    2,048. too_long: ``exclude`` the row, or ``cut`` the completions (never the prompt; a cut one has no end token).
+    train: one file or several; ``previous`` is the file that the nearest generate stage before makes. style: ``text``
+    for raw text or ``chat`` for the chat template, where the format leaves it open. select: a file, or the share of
+    prompt groups to hold out for choosing checkpoints. max_length: prompt + completion, in tokens, ``None`` = what the
+    model's positions allow, at most 2,048. too_long: ``exclude`` the row, or ``cut`` the completions (never the prompt;
+    a cut one has no end token).
     """
 
     train: tuple[str, ...]
@@ -80,6 +82,8 @@ class StageConfig(Section):
     folder to start from (the model before this stage otherwise); the reference is always the model that the stage
     starts from. adapter: ``lora``, ``full`` or the options of LoRA. lr ``None``: the published default for the
     method and adapter. pairs_per_step counts examples of an optimiser step; accumulation is derived.
+    method ``generate`` makes pairs instead (see GenerateConfig, whose keys may stand beside it); ``round`` is written by
+    ``rounds``.
     """
 
     name: str = ""
@@ -107,6 +111,13 @@ class StageConfig(Section):
     shared_prefix: Literal["auto", "off"] = "auto"
     gradient_checkpointing: bool = False
     deterministic: bool = True
+    generate: GenerateConfig | None = None
+    round: Annotated[int, Ge(0)] = 0
+
+    @property
+    def kind(self) -> str:
+        """What the stage does: ``generate`` or ``train``."""
+        return GENERATE if self.method == GENERATE else "train"
 
 
 class DecodingConfig(Section):
@@ -116,6 +127,47 @@ class DecodingConfig(Section):
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 256
     batch_size: Positive = 32
+
+
+class GuardsConfig(Section):
+    """What a pair must be to be kept; each one that is not is counted by its reason.
+
+    min_margin: the least difference of the two scores; a difference of 0 is never kept. max_length_ratio: characters of
+    the longer completion over those of the shorter one, none for any. require_complete: the chosen completion ended by
+    itself.
+    """
+
+    min_margin: Annotated[float, Ge(0)] = 0.0
+    max_length_ratio: Annotated[float, Gt(1)] | None = 2.0
+    require_complete: bool = True
+
+
+class GenerateConfig(Section):
+    """Making pairs: sample completions of each prompt from the model, judge them, pair them.
+
+    prompts: a file of prompts, or of pairs, whose prompts are taken. judge: a file or a mapping with a ``name``.
+    samples: completions a prompt. pairing: ``best_worst`` the pair of the largest difference that passes the guards,
+    ``best_random`` the best one with another drawn at random, ``all`` every pair, ``threshold`` every pair whose scores
+    differ by ``threshold`` at least. comparisons: of a judge that compares two, ``all`` pairs or a ``knockout``; both
+    orders each time. limit, skip: how many prompts, after how many.
+    """
+
+    prompts: str
+    judge: str | dict[str, Any]
+    samples: Annotated[int, Ge(2)] = 4
+    pairing: Literal["best_worst", "best_random", "all", "threshold"] = "best_worst"
+    threshold: Annotated[float, Gt(0)] | None = None
+    comparisons: Literal["all", "knockout"] = "all"
+    guards: GuardsConfig = GuardsConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    limit: Positive | None = None
+    skip: Annotated[int, Ge(0)] = 0
+
+    @model_validator(mode="after")
+    def _threshold_is_given(self) -> Self:
+        if (self.pairing == "threshold") != (self.threshold is not None):
+            raise ValueError("pairing: threshold and the key threshold belong together")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -139,6 +191,8 @@ class Recipe(Section):
     """A whole run: one model, its stages, and the evaluation at the end.
 
     sweep: keys and the values that `preftune sweep` tries; every other verb uses the recipe as it stands.
+    rounds: how often the stages from the first generate stage on are repeated, each round from the model of the one
+    before; the resolved recipe lists every stage. prompts_per_round: prompts of each round, no prompt in two of them.
     """
 
     model: ModelConfig
@@ -148,6 +202,8 @@ class Recipe(Section):
     output: str = "runs"
     evaluation: EvaluationConfig | None = None
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    rounds: Positive = 1
+    prompts_per_round: Positive | None = None
 
 
 SHORT_MODEL = "name"
@@ -168,6 +224,8 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
     recipe = {key: left.pop(key) for key in list(left) if key in Recipe.model_fields}
     stages = recipe.get("stages")
     options = sorted({option for names in loss_options.values() for option in names})
+    if left.get("method") == GENERATE and stages is None:
+        options += GenerateConfig.model_fields
     for key in left:
         if key not in StageConfig.model_fields and key not in options:
             known = [*Recipe.model_fields, *StageConfig.model_fields, *options]
@@ -178,6 +236,8 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
         raise RecipeError("stages: write a list of mappings, one for each stage")
     else:
         recipe["stages"] = [_stage(stage, left, loss_options, f"stages.{index}.") for index, stage in enumerate(stages)]
+    recipe["stages"] = fill_previous(recipe["stages"])
+    recipe = write_rounds(recipe)
     if isinstance(recipe.get("model"), str):
         recipe["model"] = {SHORT_MODEL: recipe["model"]}
     if "model" not in recipe:
@@ -197,8 +257,10 @@ def _stage(
 ) -> dict[str, Any]:
     """One stage with the top level's defaults, loss options moved into ``loss`` and short data forms spelt out."""
     method = stage.get("method", defaults.get("method", "dpo"))
+    if method == GENERATE:
+        return generate_stage(stage, defaults, where, (StageConfig, GenerateConfig))
     if method not in loss_options:
-        raise RecipeError(f"{where}method: no loss {method!r}: {suggest(str(method), sorted(loss_options))}")
+        raise RecipeError(f"{where}method: no loss {method!r}: {suggest(str(method), sorted([*loss_options, GENERATE]))}")
     own = loss_options[method]
     anyones = {option for names in loss_options.values() for option in names}
     merged: dict[str, Any] = {"method": method}

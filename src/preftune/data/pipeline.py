@@ -218,6 +218,7 @@ def read_prompts(
     style: Style | None = None,
     limit: int | None = None,
     on_excluded: Callable[[Excluded], None] | None = None,
+    on_repeated: Callable[[PromptRow], None] | None = None,
 ) -> list[PromptRow]:
     """The different prompts of a file, in order: of a prompts file, or of one with completions, which are not read.
 
@@ -242,7 +243,9 @@ def read_prompts(
         except BadRow as bad:
             excluded.append(Excluded(path, number, bad.reason, bad.detail, bad.field, _excerpt(row)))
         else:
-            found.setdefault(key, PromptRow(example.prompt, example.style, example.provenance, example.tools))
+            row_found = PromptRow(example.prompt, example.style, example.provenance, example.tools)
+            if found.setdefault(key, row_found) is not row_found and on_repeated is not None:
+                on_repeated(row_found)
         for bad_row in excluded:
             (on_excluded or refuse)(bad_row)
         excluded.clear()

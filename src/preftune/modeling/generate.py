@@ -1,8 +1,9 @@
 """Sampling completions in batches, the same text for a prompt whatever batch it is in.
 
-Every prompt has its own stream of uniform numbers, from (seed, index of the prompt), one number a token; a token is
-the inverse of the cumulative distribution at that number. So a text depends on the batch only through the rounding of
-its logits, which in float32 moves a cumulative probability by about 1e-6. Rows that end leave the batch.
+Every prompt has its own stream of uniform numbers, from (seed, index of the prompt) or from a seed of its own, one
+number a token; a token is the inverse of the cumulative distribution at that number. So a text depends on the batch
+only through the rounding of its logits, which in float32 moves a cumulative probability by about 1e-6. Rows that end
+leave the batch.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def generate(
     tokenizer: HubTokenizer,
     prompts: Sequence[Prompt],
     decoding: DecodingConfig,
-    seed: int,
+    seed: int | Sequence[int],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """One completion per prompt, in the order of the prompts.
@@ -56,6 +57,7 @@ def generate(
     Parameters
         prompts: turns (rendered with the chat template and its generation prompt), raw text, or token ids.
         decoding: temperature 0 is greedy; top_p keeps the smallest set of tokens whose probability reaches it.
+        seed: of all streams, or one for each prompt, which then does not depend on its place in the list.
         on_progress: called with prompts done and prompts in all.
 
     Raises
@@ -67,6 +69,7 @@ def generate(
     for index, ids in enumerate(rows):
         if not ids or len(ids) >= limit:
             raise InputError(f"prompt {index + 1}: has {len(ids)} tokens, the model has {limit} positions; shorten or remove it")
+    keys = [(seed, index) if isinstance(seed, int) else (seed[index], 0) for index in range(len(rows))]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     size = decoding.batch_size if _can_batch(base_of(model)) else 1
     results: dict[int, list[int]] = {}
@@ -76,7 +79,7 @@ def generate(
         with torch.inference_mode(), plain_attention(base_of(model)), quiet():
             for start in range(0, len(order), size):
                 members = order[start : start + size]
-                batch = _Batch([rows[i] for i in members], [Sampler(decoding, seed, i) for i in members], limit)
+                batch = _Batch([rows[i] for i in members], [Sampler(decoding, *keys[i]) for i in members], limit)
                 decode = _decode if _can_batch(base_of(model)) else _decode_alone
                 done = start
                 for position, ids in decode(model, batch, decoding, tokenizer.eos_ids):

@@ -1,0 +1,1 @@
+"""Making pairs from a model and a judge."""

@@ -1,0 +1,111 @@
+"""Scores of the samples of one prompt, by a judge that scores one text or compares two."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from preftune.core.errors import PreftuneError
+from preftune.core.records import Messages
+from preftune.judging.base import Candidate, Judge
+
+
+@runtime_checkable
+class PointwiseJudge(Protocol):
+    """A judge that can score one completion by itself."""
+
+    def score(self, prompt: Messages, candidate: Candidate) -> float:
+        """Higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One call of a judge: the score of ``first`` alone (``second`` None), or of ``first`` shown before ``second``."""
+
+    first: int
+    second: int | None
+    score: float
+
+
+Known = dict[tuple[int, int | None], Judgement]
+Comparisons = Literal["all", "knockout"]
+
+
+def tie_margin_of(judge: Judge) -> float:
+    """Differences of scores that the judge itself calls a tie, in points; 0 where it compares or says nothing."""
+    return float(getattr(judge, "tie_margin", 0.0)) if isinstance(judge, PointwiseJudge) else 0.0
+
+
+def score_samples(
+    judge: Judge,
+    prompt: Messages,
+    samples: Sequence[Candidate],
+    comparisons: Comparisons,
+    known: Known,
+    record: Callable[[Judgement], None],
+) -> list[float]:
+    """The score of every sample of a prompt.
+
+    A judge that scores one text is asked once a sample. A judge that compares two is asked in both orders for every
+    pair (``all``), and a sample's score is its mean over opponents, in [0, 1]; or in a ``knockout``, where it is the sum
+    over its matches divided by the number of rounds: K - 1 matches instead of K (K - 1) / 2.
+
+    Parameters
+        known: judgements that were made already; they are not made again.
+        record: takes each new judgement as soon as it is there.
+
+    Raises
+        PreftuneError: a comparison whose score is outside [0, 1].
+    """
+
+    def ask(first: int, second: int | None) -> float:
+        if (first, second) not in known:
+            made = Judgement(first, second, _ask(judge, prompt, samples[first], None if second is None else samples[second]))
+            record(made)
+            known[first, second] = made
+        return known[first, second].score
+
+    if isinstance(judge, PointwiseJudge):
+        return [ask(number, None) for number in range(len(samples))]
+
+    def duel(one: int, other: int) -> float:
+        return (ask(one, other) + 1.0 - ask(other, one)) / 2
+
+    totals = [0.0] * len(samples)
+    if comparisons == "all":
+        for one, other in itertools.combinations(range(len(samples)), 2):
+            won = duel(one, other)
+            totals[one] += won
+            totals[other] += 1.0 - won
+        return [total / max(1, len(samples) - 1) for total in totals]
+    num_rounds = 0
+    alive = list(range(len(samples)))
+    while len(alive) > 1:
+        num_rounds += 1
+        alive = list(_next_round(alive, duel, totals))
+    return [total / max(1, num_rounds) for total in totals]
+
+
+def _next_round(alive: list[int], duel: Callable[[int, int], float], totals: list[float]) -> Iterator[int]:
+    """Winners of neighbours; the first of the two where neither is better, and the odd one out goes on with a full score."""
+    for place in range(0, len(alive) - 1, 2):
+        one, other = alive[place], alive[place + 1]
+        won = duel(one, other)
+        totals[one] += won
+        totals[other] += 1.0 - won
+        yield one if won >= 0.5 else other
+    if len(alive) % 2:
+        totals[alive[-1]] += 1.0
+        yield alive[-1]
+
+
+def _ask(judge: Judge, prompt: Messages, first: Candidate, second: Candidate | None) -> float:
+    if second is None:
+        assert isinstance(judge, PointwiseJudge)
+        return float(judge.score(prompt, first))
+    verdict = judge(prompt, first, second)
+    if not 0.0 <= verdict.score <= 1.0:
+        raise PreftuneError(f"judge {judge.describe().get('name')!r} gave the score {verdict.score}; it must lie in [0, 1]")
+    return verdict.score
