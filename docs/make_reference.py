@@ -18,6 +18,8 @@ SECTIONS = (
     recipes.ModelConfig,
     recipes.StageConfig,
     recipes.LoraConfig,
+    recipes.GenerateConfig,
+    recipes.GuardsConfig,
     recipes.DataConfig,
     recipes.EvaluationConfig,
     recipes.DecodingConfig,
