@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version
 SOAK_SECONDS ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check lint types unit peer bench soak wheel clean
+.PHONY: help setup demo test check lint types unit peer clients bench soak wheel clean
 
 help:
 	@echo "make demo    set up, then align the embedded starter model and print the verdict (about 5 minutes)"
@@ -31,7 +31,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/preftune demo
 
-test: setup peer
+test: setup peer clients
 	$(BIN)/python -m pytest
 
 check: setup
@@ -44,6 +44,10 @@ check: setup
 # the peer lives in an environment of its own: it pulls other libraries backwards
 peer: setup
 	bash bench/environments/make.sh trl
+
+# the clients that the server's tests drive
+clients: setup
+	bash bench/environments/make.sh clients
 
 bench: setup peer
 	$(BIN)/python bench/run.py

@@ -19,11 +19,14 @@ stamp=$folder/made-from
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ]; then
     exit 0
 fi
-echo "making .venv-$name (a few minutes, about 1.5 GB)"
+echo "making .venv-$name (a few minutes)"
 "$python" -m venv --clear "$folder"
 # torch first and pinned, so that nothing that depends on it can choose another build
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$requirements")" 2>"$folder/pip.log" ||
-    { cat "$folder/pip.log" >&2; exit 1; }
+torch=$(grep '^torch==' "$requirements" || true)
+if [ -n "$torch" ]; then
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$torch" 2>"$folder/pip.log" ||
+        { cat "$folder/pip.log" >&2; exit 1; }
+fi
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" 2>>"$folder/pip.log" ||
     { cat "$folder/pip.log" >&2; exit 1; }
 echo "$digest" >"$stamp"

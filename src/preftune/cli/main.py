@@ -26,6 +26,8 @@ VERBS = {
     "run": "Plan, train, evaluate and report in one go.",
     "sweep": "A grid of settings on one cached reference: drift against win rate.",
     "eval": "Prove how much better a trained run got, on unseen prompts.",
+    "serve": "Serve the API, with a worker.",
+    "worker": "Run queued jobs.",
     "ls": "List runs, losses, formats, sources or judges.",
     "show": "Show one run: its stages, metrics, verdict and files.",
 }

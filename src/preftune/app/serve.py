@@ -1,0 +1,53 @@
+"""``preftune serve`` and ``preftune worker``: the API and a worker over one installation."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from preftune.app.jobs.models import add_base_model
+from preftune.app.jobs.platform import Platform
+from preftune.app.jobs.worker import Worker
+from preftune.core.errors import UsageError
+
+STARTER = "starter"
+
+
+def offer_models(platform: Platform, given: Mapping[str, str]) -> list[str]:
+    """Offer the starter and the operator's models by name; the names.
+
+    Raises
+        UsageError: a folder that is not there.
+    """
+    for name, folder in {STARTER: STARTER, **given}.items():
+        if folder != STARTER and not Path(folder).expanduser().is_dir():
+            raise UsageError(f"model {name}={folder}: no such folder; name one that holds a model")
+        add_base_model(platform, name, folder if folder == STARTER else str(Path(folder).expanduser().resolve()))
+    return [STARTER, *(name for name in given if name != STARTER)]
+
+
+def work(platform: Platform, *, slots: int) -> None:
+    """Work on jobs until SIGTERM or SIGINT; running jobs checkpoint and wait for the next worker."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    parent = os.getppid()
+    is_embedded = os.environ.get("PREFTUNE_EMBEDDED") == "1"
+    Worker(platform, slots=slots).run(lambda: stop.is_set() or (is_embedded and os.getppid() != parent))
+
+
+def start_worker(slots: int) -> subprocess.Popen[bytes]:
+    """A worker as a process of its own, which ends when its server does."""
+    command = [sys.executable, "-m", "preftune", "worker", "--slots", str(slots)]
+    return subprocess.Popen(command, env={**os.environ, "PREFTUNE_EMBEDDED": "1"}, start_new_session=True)  # noqa: S603 -- our own command

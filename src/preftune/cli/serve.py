@@ -1,0 +1,38 @@
+"""``preftune serve``."""
+
+from __future__ import annotations
+
+import click
+
+from preftune.cli.output import say
+from preftune.core.errors import UsageError
+
+EPILOG = """\b
+Examples:
+  preftune serve
+  preftune serve --port 9000 --model my-sft=models/my-sft
+  PREFTUNE_API_KEY=... preftune serve --host 0.0.0.0 --allow-host tune.example.org --public-url https://tune.example.org"""
+
+
+@click.command("serve", epilog=EPILOG)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--model", "models", multiple=True, metavar="NAME=FOLDER", help="Offer a model under a name; repeatable.")
+@click.option("--allow-host", "allowed", multiple=True, metavar="HOST", help="A further Host header that is answered.")
+@click.option("--public-url", help="What absolute URLs begin with, behind a proxy.")
+@click.option("--slots", default=1, show_default=True, help="Jobs that the embedded worker runs at once; 0 starts no worker.")
+def command(host: str, port: int, models: tuple[str, ...], allowed: tuple[str, ...], public_url: str | None, slots: int) -> int:
+    """Serve the API with an embedded worker: OpenAI's fine-tuning clients work unchanged."""
+    from preftune.app.jobs.platform import Platform
+    from preftune.server.run import serve
+    from preftune.server.settings import ServerSettings
+
+    given: dict[str, str] = {}
+    for one in models:
+        name, sign, folder = one.partition("=")
+        if not sign or not name or not folder:
+            raise UsageError(f"--model {one}: write NAME=FOLDER")
+        given[name] = folder
+    settings = ServerSettings(host=host, port=port, allowed_hosts=allowed, public_url=public_url)
+    serve(Platform.open(), settings, given, slots=slots, say=say)
+    return 0

@@ -1,0 +1,70 @@
+"""Records as clients see them, where several dialects agree; and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from preftune.store.base import Page, R
+from preftune.store.records import File
+
+_FILE_STATUS = {
+    "pending": "uploaded",
+    "uploaded": "uploaded",
+    "processing": "uploaded",
+    "processed": "processed",
+    "error": "error",
+}
+_PROCESSING = {
+    "pending": "PENDING", "uploaded": "QUEUED", "processing": "RUNNING", "processed": "COMPLETED", "error": "INVALID_FORMAT",
+}  # fmt: skip
+
+
+def seconds(time: datetime | None) -> int | None:
+    """A time as whole unix seconds."""
+    return None if time is None else int(time.timestamp())
+
+
+def zulu(time: datetime | None) -> str | None:
+    """A time as ISO 8601 with a Z, the only form that Together's command line can read.
+
+    >>> from datetime import UTC
+    >>> zulu(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    '2026-01-02T03:04:05Z'
+    """
+    return None if time is None else time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def file_object(file: File) -> dict[str, Any]:
+    """A file for ``/v1/files``: one object that is valid for OpenAI's and Together's clients in strict mode."""
+    suffix = file.artifact.rpartition("/")[2].partition(".")[2].partition(".")[0] or "jsonl"
+    report = dict(file.report)
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": seconds(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": _FILE_STATUS[file.status],
+        "status_details": report.get("error"),
+        "expires_at": seconds(file.expires_at),
+        "FileType": suffix,
+        "processing_status": _PROCESSING[file.status],
+        "validation_report": {**report, "file_id": file.id, "dataset_format": file.format} if report else None,
+        "Processed": file.status == "processed",
+        "LineCount": file.num_rows or 0,
+    }
+
+
+def cursor_page(page: Page[R], show: Callable[[R], dict[str, Any]]) -> dict[str, Any]:
+    """A page in OpenAI's form."""
+    rows: Sequence[dict[str, Any]] = [show(one) for one in page.items]
+    return {
+        "object": "list",
+        "data": rows,
+        "has_more": page.has_more,
+        "first_id": rows[0]["id"] if rows else None,
+        "last_id": rows[-1]["id"] if rows else None,
+    }

@@ -1,0 +1,100 @@
+"""A server as a user starts it: a process of its own on a free port, with its worker, a key and the starter model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+STARTER = ROOT / "src" / "preftune" / "starter"
+CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
+KEY = "test-key-0123456789abcdef"
+
+
+class Served:
+    """Where a server listens and who may ask it."""
+
+    def __init__(self, url, home):
+        self.url, self.home, self.key = url, home, KEY
+
+    def ask(self, path, method="GET", body=None, key=KEY, headers=None):
+        """(status, JSON, headers) of a request."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)
+        request.add_header("Content-Type", "application/json")
+        for name, value in (headers or {}).items():
+            request.add_header(name, value)
+        if key:
+            request.add_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.loads(answer.read()), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read()), dict(error.headers)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    home = tmp_path_factory.mktemp("served")
+    keep = {key: value for key, value in os.environ.items() if not key.startswith("PREFTUNE_")}
+    environment = {
+        **keep, "PREFTUNE_HOME": str(home / "state"), "PREFTUNE_CACHE": str(home / "cache"), "PREFTUNE_API_KEY": KEY,
+        "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    with (home / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "preftune", "serve", "--port", "0"], env=environment, cwd=home, stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 60
+    while not (found := re.search(r"listening on (http://\S+)", (home / "log.txt").read_text())):
+        assert process.poll() is None, (home / "log.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield Served(found.group(1), home)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in {0, -signal.SIGTERM}, (home / "log.txt").read_text()
+
+
+@pytest.fixture
+def starter_rows(tmp_path):
+    """The first rows of one of the starter's files, as a file of their own."""
+
+    def call(name, count):
+        path = tmp_path / name
+        path.write_bytes(b"".join((STARTER / name).read_bytes().splitlines(keepends=True)[:count]))
+        return path
+
+    return call
+
+
+@pytest.fixture
+def client(served):
+    """Runs a script with the vendors' own packages, which live in an environment of their own."""
+    if not CLIENTS.exists():
+        pytest.skip("the clients' environment is not there (bench/environments/make.sh clients)")
+
+    def call(name, *arguments):
+        environment = {
+            **os.environ, "OPENAI_API_KEY": served.key, "OPENAI_BASE_URL": served.url + "/v1", "TOGETHER_API_KEY": served.key,
+            "TOGETHER_BASE_URL": served.url, "SEEKR_API_KEY": served.key, "SEEKR_BASE_URL": served.url,
+            "TOGETHER_TELEMETRY_DISABLED": "1", "TOGETHER_DISABLE_VERSION_CHECK": "1",
+        }  # fmt: skip
+        environment.pop("PYTHONPATH", None)
+        script = Path(__file__).with_name("clients") / name
+        done = subprocess.run(
+            [CLIENTS, script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, (
+            f"{done.stdout[-3000:]}\n{done.stderr[-4000:]}\n{(served.home / 'log.txt').read_text()[-2000:]}"
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return call
