@@ -228,7 +228,8 @@ def _pair_logps(contest: Contest, loaded: LoadedModel) -> dict[str, list[float]]
     from preftune.data.pack import pack_step
     from preftune.modeling.forward import Scorer
 
-    examples = _held_out_pairs(contest, loaded) if contest.run is not None or contest.evaluation.pairs is not None else []
+    has_pairs = contest.run is not None or contest.evaluation.pairs is not None
+    examples = [one for one in _held_out_pairs(contest, loaded) if not one.is_tie] if has_pairs else []
     columns: dict[str, dict[str, float]] = {"chosen": {}, "rejected": {}, "chosen_tokens": {}, "rejected_tokens": {}}
     if examples:
         scorer = Scorer(loaded.model)

@@ -232,6 +232,43 @@ def pair_of(example: Example) -> PreferencePair | None:
     return PreferencePair(example.prompt, chosen, rejected, judgement.strength, judgement.confidence)
 
 
+def pairs_of_example(example: Example) -> tuple[PreferencePair, ...]:
+    """The pairs that an example gives: its own, or of a ranking the best completion against the worst.
+
+    Where several share the best or the worst rank, the first of them stands for all; a ranking without a difference gives
+    no pair, and neither does anything else.
+
+    >>> p, *answers = (Message("user", "q"),), *((Message("assistant", text),) for text in "abc")
+    >>> pair, = pairs_of_example(Example(p, tuple(answers), Ranking((2, 3, 1)), Provenance("f", 1)))
+    >>> pair.chosen[0].content, pair.rejected[0].content
+    ('c', 'b')
+    """
+    judgement = example.judgement
+    if isinstance(judgement, Ranking):
+        best, worst = min(judgement.ranks), max(judgement.ranks)
+        if best == worst:
+            return ()
+        chosen, rejected = (example.completions[judgement.ranks.index(rank)] for rank in (best, worst))
+        return (PreferencePair(example.prompt, chosen, rejected),)
+    pair = pair_of(example)
+    return () if pair is None else (pair,)
+
+
+def unpaired_of(example: Example) -> tuple[tuple[Messages, bool], ...]:
+    """Completions with whether they are desirable: the label itself, or of each pair the chosen one and not the rejected one.
+
+    >>> p, a, b = (Message("user", "q"),), (Message("assistant", "a"),), (Message("assistant", "b"),)
+    >>> found = unpaired_of(Example(p, (a, b), Preference("second"), Provenance("f", 1)))
+    >>> [(completion[0].content, label) for completion, label in found]
+    [('b', True), ('a', False)]
+    """
+    if isinstance(example.judgement, Desirability):
+        return ((example.completions[0], example.judgement.is_desirable),)
+    pairs = pairs_of_example(example)
+    found = [(completion, label) for pair in pairs for completion, label in ((pair.chosen, True), (pair.rejected, False))]
+    return tuple(dict.fromkeys(found))
+
+
 def demonstration_of(example: Example) -> Messages | None:
     """The completion that SFT imitates: the demonstration itself, the chosen one of a pair, the desirable one."""
     judgement = example.judgement

@@ -16,7 +16,6 @@ from preftune.core.errors import BadRow, InputError
 from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.ports import ChatTokenizer
 from preftune.core.records import (
-    Desirability,
     Example,
     Excluded,
     Messages,
@@ -26,7 +25,8 @@ from preftune.core.records import (
     TokenisedExample,
     View,
     demonstration_of,
-    pair_of,
+    pairs_of_example,
+    unpaired_of,
 )
 from preftune.data.chat import AssistantTurn, RenderedCompletion, Tools, render_completion, render_prompt
 from preftune.data.sources.base import excerpt_of
@@ -84,9 +84,9 @@ def tokenise(
     """Token ids of examples.
 
     Parameters
-        view: ``pairs`` (preferences; completions ordered chosen, rejected), ``demonstrations`` (one completion) or
-            ``unpaired`` (labelled completions; of a preference the chosen one is desirable and the rejected one is not,
-            and both share their prompt).
+        view: ``pairs`` (preferences, and rankings as ``pairs_of_example`` says; completions ordered chosen, rejected),
+            ``demonstrations`` (one completion) or ``unpaired`` (labelled completions behind one prompt, as ``unpaired_of``
+            says).
         needs: of the loss; without ``ties`` a preference without a winner is left out.
         max_length: most tokens of prompt and one completion together.
         too_long: leave an example out that does not fit, or cut the end of its completions.
@@ -102,18 +102,19 @@ def tokenise(
             on_progress(Progress("tokenising", number, len(examples)))
         where = example.provenance
         try:
-            tokens, num_added = _tokenise_one(example, tokenizer, _group_of(example, view, needs))
-            fitted = _fit(tokens, max_length, too_long)
+            groups = [_tokenise_one(example, tokenizer, wanted) for wanted in _groups_of(example, view, needs)]
+            fitted = [(_fit(tokens, max_length, too_long), num_added) for tokens, num_added in groups]
         except BadRow as bad:
             excerpt = excerpt_of(example.prompt_text)
             excluded.append(Excluded(where.file, where.line, bad.reason, bad.detail, bad.field, excerpt))
             counts[bad.reason] += 1
             continue
-        kept.append(fitted)
-        counts["kept"] += 1
-        counts["boundary_appended"] += fitted.boundary == "appended"
-        counts["cut"] += sum(completion.is_cut for completion in fitted.completions)
-        counts["end_token_added"] += num_added
+        for at, (one, num_added) in enumerate(fitted):
+            kept.append(one if at == 0 else replace(one, example_id=f"{one.example_id}/{at}"))
+            counts["kept"] += 1
+            counts["boundary_appended"] += one.boundary == "appended"
+            counts["cut"] += sum(completion.is_cut for completion in one.completions)
+            counts["end_token_added"] += num_added
     return TokeniseResult(kept, excluded, {name: count for name, count in counts.items() if count})
 
 
@@ -131,28 +132,28 @@ def prompt_ids_of(
     return _chat_prompt(render_prompt(_with_template(tokenizer), prompt, tools), tokenizer)
 
 
-def _group_of(example: Example, view: View, needs: frozenset[Need]) -> _Wanted:
-    """The completions of an example that a view takes, or ``BadRow`` where it has none."""
+def _groups_of(example: Example, view: View, needs: frozenset[Need]) -> list[_Wanted]:
+    """The groups of completions of an example that a view takes, or ``BadRow`` where it has none."""
     if view == "demonstrations":
         demonstration = demonstration_of(example)
         if demonstration is None:
             raise BadRow("not_a_demonstration", "no completion that is said to be good")
-        return _Wanted((demonstration,))
+        return [_Wanted((demonstration,))]
     judgement = example.judgement
     if isinstance(judgement, Preference) and judgement.preferred == "tie":
         if view == "pairs" and "ties" in needs:
-            return _Wanted(example.completions, confidence=judgement.confidence, is_tie=True)
+            return [_Wanted(example.completions, confidence=judgement.confidence, is_tie=True)]
         raise BadRow("tie", "neither completion is better, and the loss takes no ties")
-    pair = pair_of(example)
     if view == "pairs":
-        if pair is None:
+        pairs = pairs_of_example(example)
+        if not pairs:
             raise BadRow("not_a_pair", "no preference for one of two completions")
-        return _Wanted((pair.chosen, pair.rejected), pair.strength, pair.confidence)
-    if isinstance(judgement, Desirability):
-        return _Wanted((example.completions[0],), labels=(judgement.is_desirable,))
-    if pair is None:
+        return [_Wanted((pair.chosen, pair.rejected), pair.strength, pair.confidence) for pair in pairs]
+    labelled = unpaired_of(example)
+    if not labelled:
         raise BadRow("not_labelled", "no completion is said to be desirable or undesirable")
-    return _Wanted((pair.chosen, pair.rejected), labels=(True, False))
+    completions, labels = zip(*labelled, strict=True)
+    return [_Wanted(completions, labels=labels)]
 
 
 def _tokenise_one(example: Example, tokenizer: ChatTokenizer, wanted: _Wanted) -> tuple[TokenisedExample, int]:

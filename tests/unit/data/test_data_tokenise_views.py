@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from chat_tokenizers import tokenizer_of
-from preftune.core.records import Demonstration, Desirability, Example, Message, Preference, Provenance
+from preftune.core.records import Demonstration, Desirability, Example, Message, Preference, Provenance, Ranking
 from preftune.data.tokenize import tokenise
 
 PROMPT, FIRST, SECOND = (Message("user", "Where is it?"),), (Message("assistant", "Go away."),), (Message("assistant", "Here."),)
@@ -50,3 +50,14 @@ def test_single_completions_are_no_pairs(example, reason):
 
 def test_pairs_have_no_labels():
     assert run(PAIR, view="pairs").examples[0].labels == ()
+
+
+def test_a_ranking_gives_its_best_against_its_worst():
+    third = (Message("assistant", "Perhaps."),)
+    ranked = replace(PAIR, completions=(FIRST, third, SECOND), judgement=Ranking((3, 2, 1)))
+    (pair,), (labelled,) = (run(ranked, view=view).examples for view in ("pairs", "unpaired"))
+    (plain,) = run(PAIR, view="pairs").examples
+    assert ids_of(pair) == ids_of(labelled) == ids_of(plain)
+    assert labelled.labels == (True, False)
+    level = replace(ranked, judgement=Ranking((1, 1, 1)))
+    assert run(level, view="pairs").counts == {"not_a_pair": 1}
