@@ -96,7 +96,7 @@ class ProgressPrinter:
                 total = self._num_steps.get(event.stage, event.step)
                 self._advance(event.stage, event.step, total, step_text(event.metrics, total - event.step, event.step))
             case EvalDone():
-                self._line(f"[{event.stage}] step {event.step}: held out {eval_text(event.metrics)}")
+                self._line(f"[{event.stage}] step {event.step}: {eval_text(event.metrics)}")
             case CheckpointSaved():
                 pass
             case StageFinished():
@@ -165,6 +165,12 @@ def step_text(metrics: Mapping[str, float], left: int, done: int) -> str:
 
 
 def eval_text(metrics: Mapping[str, float]) -> str:
-    """Held-out metrics in a few words."""
-    shown = [("eval_loss", "loss"), ("eval_rewards/accuracies", "accuracy"), ("eval_rewards/margins", "margin")]
-    return ", ".join(f"{word} {metrics[key]:.4f}" for key, word in shown if key in metrics)
+    """Held-out metrics, or those of the probe, in a few words.
+
+    >>> eval_text({"eval_loss": 0.5}), eval_text({"kl": 1.25, "probe/entropy": 2.0, "probe/length_ratio": 1.1})
+    ('held out loss 0.5000', 'probe kl 1.2500, entropy 2.0000, length ratio 1.1000')
+    """
+    held_out = [("eval_loss", "loss"), ("eval_rewards/accuracies", "accuracy"), ("eval_rewards/margins", "margin")]
+    probe = [("kl", "kl"), ("probe/kl", "kl"), ("probe/entropy", "entropy"), ("probe/length_ratio", "length ratio")]
+    title, shown = ("probe", probe) if "probe/entropy" in metrics else ("held out", held_out)
+    return f"{title} " + ", ".join(f"{word} {metrics[key]:.4f}" for key, word in shown if key in metrics)

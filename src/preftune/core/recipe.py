@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from preftune.core.errors import RecipeError
 from preftune.core.registry import suggest
@@ -75,13 +75,44 @@ class LoraConfig(Section):
     dora: bool = False
 
 
+class ProbeConfig(Section):
+    """Completions sampled while a stage trains, for a few fixed prompts: how far the policy has moved and how it writes now.
+
+    prompts: how many, drawn by the seed from ``select`` (from ``train`` where that is empty). samples: of each prompt.
+    max_new_tokens ``None``: a quarter more than nine in ten completions of the data have, at most 192. evals ``None``: at
+    the stage's own ``evals``, but no more often than about a tenth of the stage's work allows, and always at the end.
+    """
+
+    prompts: Positive = 16
+    samples: Positive = 1
+    max_new_tokens: Positive | None = None
+    evals: Positive | None = None
+
+
+class EarlyStoppingConfig(Section):
+    """Stop a stage when a metric on ``select`` has not improved by more than ``min_delta`` for ``patience`` evaluations."""
+
+    metric: Literal["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"] = "eval_loss"
+    patience: Positive = 2
+    min_delta: Annotated[float, Ge(0)] = 0.0
+
+
+def _on_or_off(value: Any) -> Any:
+    """``probe: off`` is False in YAML; ``probe: on`` means the defaults."""
+    if value is False or value == "off":
+        return None
+    return {} if value is True or value == "on" else value
+
+
 class StageConfig(Section):
     """One stage: a method on a model and data.
 
     method names a loss (``sft``, ``dpo`` ...); ``loss`` holds its options. from_checkpoint: a run, ``RUN@STEP`` or a
     folder to start from (the model before this stage otherwise); the reference is always the model that the stage
     starts from. adapter: ``lora``, ``full`` or the options of LoRA. lr ``None``: the published default for the
-    method and adapter. pairs_per_step counts examples of an optimiser step; accumulation is derived.
+    method and adapter. pairs_per_step counts examples of an optimiser step; accumulation is derived. keep: the weights
+    of the ``last`` step, or of the ``best`` evaluation on ``select`` by the metric of ``early_stopping`` (``eval_loss``).
+    probe: ``off`` samples nothing.
     method ``generate`` makes pairs instead (see GenerateConfig, whose keys may stand beside it); ``round`` is written by
     ``rounds``.
     """
@@ -108,6 +139,9 @@ class StageConfig(Section):
     evals: Annotated[int, Ge(0)] = 4
     checkpoints: Annotated[int, Ge(0)] = 2
     keep_checkpoints: Positive = 2
+    keep: Literal["last", "best"] = "last"
+    early_stopping: EarlyStoppingConfig | None = None
+    probe: Annotated[ProbeConfig | None, BeforeValidator(_on_or_off)] = ProbeConfig()
     shared_prefix: Literal["auto", "off"] = "auto"
     gradient_checkpointing: bool = False
     deterministic: bool = True

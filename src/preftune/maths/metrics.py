@@ -21,7 +21,12 @@ PAIR_METRICS = (
     "rewards/accuracies",
     "logps/chosen",
     "logps/rejected",
+    "logps/chosen_change",
+    "logps/rejected_change",
+    "logps/chosen_change_per_token",
+    "logps/rejected_change_per_token",
 )
+CHANGES = PAIR_METRICS[6:]  # against the reference: they mean nothing where a loss has none
 UNPAIRED_METRICS = ("rewards/chosen", "logps/chosen", "rewards/rejected", "logps/rejected")
 
 
@@ -42,7 +47,8 @@ def term_shares(terms: LossTerms, counts: Mapping[Unit, int]) -> Float[Tensor, "
 def pair_sums(logps: PairLogps, terms: LossTerms) -> Float[Tensor, " metrics"]:
     """Sums over the pairs of a pack in the order of ``PAIR_METRICS``, in float64 on the pack's device.
 
-    Accuracy counts a margin above zero as one, and a margin of exactly zero and a tie as one half.
+    Accuracy counts a margin above zero as one, and a margin of exactly zero and a tie as one half. A change is
+    log pi - log ref of a completion, per token divided by its scored tokens before the mean over pairs is taken.
 
     Raises
         ValueError: terms without rewards (a loss over demonstrations).
@@ -54,14 +60,17 @@ def pair_sums(logps: PairLogps, terms: LossTerms) -> Float[Tensor, " metrics"]:
     wins = (margins > 0).double() + 0.5 * (margins == 0).double()
     if logps.is_tie is not None:
         wins = torch.where(logps.is_tie, 0.5, wins)
-    columns = (chosen, rejected, margins, wins, logps.policy_chosen.detach().double(), logps.policy_rejected.detach().double())
+    policy = (logps.policy_chosen.detach().double(), logps.policy_rejected.detach().double())
+    changes = (logps.chosen_logratio.detach().double(), logps.rejected_logratio.detach().double())
+    per_token = (changes[0] / logps.chosen_tokens.clamp(min=1), changes[1] / logps.rejected_tokens.clamp(min=1))
+    columns = (chosen, rejected, margins, wins, *policy, *changes, *per_token)
     return torch.stack([column.sum() for column in columns])
 
 
 def pair_means(sums: Sequence[float], num_pairs: int) -> dict[str, float]:
     """Named means from summed vectors of ``pair_sums``.
 
-    >>> pair_means([2.0, -2.0, 4.0, 1.5, -20.0, -30.0], 2)["rewards/accuracies"]
+    >>> pair_means([2.0, -2.0, 4.0, 1.5, -20.0, -30.0, 1.0, -1.0, 0.1, -0.1], 2)["rewards/accuracies"]
     0.75
     """
     return {name: value / num_pairs for name, value in zip(PAIR_METRICS, sums, strict=True)}

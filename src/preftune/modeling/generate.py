@@ -63,6 +63,18 @@ def generate(
     Raises
         InputError: a prompt that is empty or leaves no position for an answer.
     """
+    return [_generation(tokenizer, ids) for ids in sample_tokens(model, tokenizer, prompts, decoding, seed, on_progress)]
+
+
+def sample_tokens(
+    model: nn.Module,
+    tokenizer: HubTokenizer,
+    prompts: Sequence[Prompt],
+    decoding: DecodingConfig,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """The token ids that ``generate`` makes its texts of, with the end token where the model wrote one."""
     rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
     limits = position_limits(text_config(base_of(model)))
     limit = limits[0] if limits else NO_LIMIT
@@ -89,7 +101,7 @@ def generate(
                     on_progress(done, len(rows))
     finally:
         model.train(was_training)
-    return [_generation(tokenizer, results[index]) for index in range(len(rows))]
+    return [results[index] for index in range(len(rows))]
 
 
 class Sampler:

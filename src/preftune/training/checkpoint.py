@@ -128,9 +128,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints; each loses its name first, so that none is ever half there."""
+def prune(root: Path, keep: int, best_step: int = 0) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one; each loses its name first, so none is ever half there."""
     for step in steps_in(root)[:-keep]:
+        if step == best_step:
+            continue
         doomed = root / f"{TEMPORARY_PREFIX}pruned-{step:06d}"
         folder_of(root, step).rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

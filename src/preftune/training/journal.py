@@ -29,6 +29,10 @@ class Journal:
             for row in rows:
                 self.last |= {name: value for name, value in row.items() if name != "step"}
 
+    def rows(self) -> list[dict[str, float]]:
+        """The rows on the disk."""
+        return read_jsonl(self.path)
+
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row.
 

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from preftune.core.errors import CheckpointError, Interrupted, NonFiniteLoss
-from preftune.core.events import EvalDone, EventSink, StageFinished, StageStarted, StepDone, ignore
+from preftune.core.events import EventSink, Noted, StageFinished, StageStarted, StepDone, ignore
 from preftune.core.files import read_json, write_folder, write_json
 from preftune.data.pack import Pack, pack_step
 from preftune.modeling.lineage import save_model
@@ -18,10 +18,12 @@ from preftune.training.devices import deterministic, peak_memory_bytes
 from preftune.training.journal import Journal
 from preftune.training.order import evenly_spaced
 from preftune.training.prepare import Trainee, prepare, seed_generators
-from preftune.training.resume import restore, save
+from preftune.training.resume import load_best, restore, save
+from preftune.training.selection import check_selectable
 from preftune.training.state import StagePlan, StageResult, TrainState
-from preftune.training.step import evaluate, find_culprits, train_step
+from preftune.training.step import find_culprits, train_step
 from preftune.training.stopping import StopRequest
+from preftune.training.watch import Watch
 
 RESULT = "result.json"
 
@@ -43,11 +45,11 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
     if finished is not None:
         return finished
     config = stage.config
+    check_selectable(config, len(stage.select))
     with StopRequest() as stop:
         # ---- the model, its order, the reference's scores, and proof that policy and reference start equal ----------
         trainee = prepare(stage, sink, should_stop=lambda: bool(stop))
         order, num_steps = trainee.order, trainee.num_steps
-        evals = evenly_spaced(num_steps, max(1, config.evals), with_end=True)
         saves = evenly_spaced(num_steps, config.checkpoints, with_end=False)
 
         # ---- where an earlier process stopped, or the start ---------------------------------------------------------
@@ -56,14 +58,16 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
         journal = Journal(stage.folder / "metrics.jsonl", state.step)
         resumed_from, started = state.step, time.monotonic() - state.seconds
         sink(StageStarted(config.name, num_steps, {**trainee.facts, "resumed_from": resumed_from}))
+        watch = Watch(stage, trainee, journal, sink, state.step)
         trainee.model.train()
 
         with deterministic(trainee.device, is_wanted=config.deterministic):
-            while state.step < num_steps:
+            while state.step < num_steps and not state.ended:
                 # ---- one optimiser step over the packs of its examples ----------------------------------------------
                 clock = time.monotonic()
                 packs = pack_step([stage.train[index] for index in order.indices(state.step)], config.tokens_per_pack)
                 lr = trainee.schedule.at(state.step)
+                margins: list[float] = []
                 try:
                     metrics = train_step(
                         trainee.objective,
@@ -72,6 +76,7 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                         lr=lr,
                         max_grad_norm=config.max_grad_norm,
                         loss_state=state.loss_state,
+                        margins=margins,
                     )
                 except NonFiniteLoss as error:
                     raise _named(stage, trainee, packs, state, error) from None
@@ -82,19 +87,16 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                 # ---- its metrics, on the disk before anybody is told ------------------------------------------------
                 metrics |= _speed(trainee, state, packs, time.monotonic() - clock)
                 journal.add(state.step, metrics)
+                watch.after_step(state.step, metrics, packs, margins)
                 sink(StepDone(config.name, state.step, metrics))
 
-                # ---- a few times a stage: held-out examples ---------------------------------------------------------
-                if state.step in evals and trainee.select_packs:
-                    trainee.model.eval()
-                    held_out = evaluate(trainee.objective.at(state.loss_state), trainee.select_packs)
-                    trainee.model.train()
-                    journal.add(state.step, held_out | {"epoch": metrics["epoch"]})
-                    sink(EvalDone(config.name, state.step, held_out))
+                # ---- a few times a stage: held-out examples and the probe; the end, if they or somebody say so -------
+                is_best = watch.look(state, metrics["epoch"])
+                state.ended = state.ended or stage.stop_reason()
 
                 # ---- a few times a stage, and when somebody asks the run to stop: a checkpoint ----------------------
-                is_stopping = bool(stop) and state.step < num_steps
-                if state.step in saves or is_stopping:
+                is_stopping = bool(stop) and state.step < num_steps and not state.ended
+                if state.step in saves or is_stopping or is_best:
                     state.seconds = time.monotonic() - started
                     path = save(stage, trainee, state, sink)
                 if is_stopping:
@@ -104,7 +106,10 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                     )
 
         # ---- the end: the model, and then the word that it is there -------------------------------------------------
-        result = _finish(stage, trainee, state, journal.last, resumed_from)
+        if state.ended:
+            sink(Noted("info", "ended_early", f"stage {config.name} ended after step {state.step} of {num_steps}: {state.ended}"))
+        facts = trainee.facts | watch.cost(time.monotonic() - started)
+        result = _finish(stage, trainee, state, journal.last, resumed_from, facts)
         sink(StageFinished(config.name, state.step, str(result.final)))
         return result
 
@@ -141,8 +146,16 @@ def _named(stage: StagePlan, trainee: Trainee, packs: list[Pack], state: TrainSt
     )
 
 
-def _finish(stage: StagePlan, trainee: Trainee, state: TrainState, last: Mapping[str, float], resumed_from: int) -> StageResult:
+def _finish(
+    stage: StagePlan,
+    trainee: Trainee,
+    state: TrainState,
+    last: Mapping[str, float],
+    resumed_from: int,
+    facts: Mapping[str, object],
+) -> StageResult:
     final = stage.folder / "final"
+    kept_step = load_best(stage, trainee, state)
     try:
         with write_folder(final) as folder:
             save_model(trainee.model, stage.loaded.tokenizer, folder)
@@ -150,15 +163,16 @@ def _finish(stage: StagePlan, trainee: Trainee, state: TrainState, last: Mapping
         raise CheckpointError(f"{final} cannot be written: {why_not_written(error)}; free some space and resume") from error
     outcome: dict[str, Any] = {
         "steps": state.step,
+        "kept_step": kept_step,
+        "best_value": state.best_value,
+        "ended": state.ended,
         "metrics": dict(last),
         "peak_memory_bytes": peak_memory_bytes(trainee.device),
         "seconds": state.seconds,
     }
     write_json(stage.folder / RESULT, {"recipe_digest": stage.recipe_digest, **outcome})
     num_forwards = 0 if trainee.reference is None else trainee.reference.num_forwards
-    return StageResult(
-        stage.folder, final, reference_forwards=num_forwards, resumed_from=resumed_from, facts=trainee.facts, **outcome
-    )
+    return StageResult(stage.folder, final, reference_forwards=num_forwards, resumed_from=resumed_from, facts=facts, **outcome)
 
 
 def _finished(stage: StagePlan) -> StageResult | None:

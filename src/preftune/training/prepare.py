@@ -22,6 +22,7 @@ from preftune.training.devices import choose_device, set_threads
 from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference
 from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedule_of
 from preftune.training.order import Order
+from preftune.training.probe import Probe, make_probe
 from preftune.training.reference import Reference, score_reference
 from preftune.training.state import StagePlan
 from preftune.training.step import Objective, partner_pack
@@ -42,6 +43,8 @@ class Trainee:
     schedule: LrSchedule
     select_packs: list[Pack]
     reference: Reference | None
+    probe: Probe | None
+    probes: frozenset[int]
     facts: dict[str, object]
 
 
@@ -63,7 +66,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         model = add_lora(model, config.lora, stage.seed)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
-    loss = fitted_loss(config, stage.train)
+    loss = fitted_loss(config, stage.train) if stage.loss is None else stage.loss
     scorer = Scorer(model, shared="auto" if config.shared_prefix == "auto" else False)
     if not scorer.is_shared and config.shared_prefix == "auto":
         sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
@@ -86,6 +89,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
     parameters = trainable_parameters(model)
     optimiser = Optimiser(parameters, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay)
     schedule = schedule_of(config, loss.view, num_steps)
+    probe, probes = make_probe(stage, scorer, parameters, num_steps) or (None, frozenset())
     facts: dict[str, object] = {
         "method": config.method,
         "adapter": config.adapter,
@@ -98,9 +102,10 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         "layout": scorer.kernel,
         "trainable_parameters": sum(parameter.numel() for parameter in parameters.values()),
         "reference_forwards": 0 if reference is None else reference.num_forwards,
+        "probe_copy_bytes": 0 if probe is None else probe.start.num_bytes,
         **gaps,
     }
-    return Trainee(model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, facts)
+    return Trainee(model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, probe, probes, facts)
 
 
 def fitted_loss(config: StageConfig, train: Sequence[TokenisedExample]) -> Loss:

@@ -11,7 +11,7 @@ from preftune.core.errors import CheckpointError
 from preftune.core.events import CheckpointSaved, EventSink, Noted
 from preftune.core.version import __version__
 from preftune.modeling.lineage import save_model
-from preftune.training.checkpoint import latest, load_checkpoint, prune, restore_generators, save_checkpoint
+from preftune.training.checkpoint import folder_of, latest, load_checkpoint, prune, restore_generators, save_checkpoint
 from preftune.training.prepare import Trainee, data_digest
 from preftune.training.state import StagePlan, TrainState
 
@@ -25,6 +25,7 @@ IDENTITIES = {
     "epoch": "position",
     "index": "position",
 }
+SELECTION = ("best_step", "best_value", "evals_without_gain", "ended")
 
 
 def save(stage: StagePlan, trainee: Trainee, state: TrainState, sink: EventSink) -> Path:
@@ -38,7 +39,7 @@ def save(stage: StagePlan, trainee: Trainee, state: TrainState, sink: EventSink)
         moments=trainee.optimiser.tensors(),
         write_model=lambda folder: save_model(trainee.model, stage.loaded.tokenizer, folder),
     )
-    prune(root, stage.config.keep_checkpoints)
+    prune(root, stage.config.keep_checkpoints, state.best_step if stage.config.keep == "best" else 0)
     sink(CheckpointSaved(stage.config.name, state.step, str(path)))
     return path
 
@@ -57,7 +58,7 @@ def restore(stage: StagePlan, trainee: Trainee, sink: EventSink) -> TrainState:
     checkpoint = load_checkpoint(path)
     facts = checkpoint.facts
     loss_state = {name: float(value) for name, value in facts.get("loss_state", {}).items()}
-    state = TrainState(int(facts["step"]), int(facts["num_tokens"]), float(facts["seconds"]), loss_state)
+    state = TrainState(int(facts["step"]), int(facts["num_tokens"]), float(facts["seconds"]), loss_state, **facts["selection"])
     expected = _facts(stage, trainee, state)
     for key, what in IDENTITIES.items():
         if facts.get(key) != expected[key]:
@@ -73,6 +74,15 @@ def restore(stage: StagePlan, trainee: Trainee, sink: EventSink) -> TrainState:
     return state
 
 
+def load_best(stage: StagePlan, trainee: Trainee, state: TrainState) -> int:
+    """Put the weights of the best evaluation back where the recipe keeps them; the step whose weights the model has."""
+    if stage.config.keep == "last" or state.best_step in (0, state.step):
+        return state.step
+    checkpoint = load_checkpoint(folder_of(stage.folder / "checkpoints", state.best_step))
+    trainee.optimiser.load(checkpoint.parameters, checkpoint.moments)
+    return state.best_step
+
+
 def _facts(stage: StagePlan, trainee: Trainee, state: TrainState) -> dict[str, Any]:
     """What a checkpoint says of position and identity."""
     epoch, index = trainee.order.position(state.step)
@@ -84,6 +94,7 @@ def _facts(stage: StagePlan, trainee: Trainee, state: TrainState) -> dict[str, A
         "num_tokens": state.num_tokens,
         "seconds": state.seconds,
         "loss_state": dict(state.loss_state),
+        "selection": {name: getattr(state, name) for name in SELECTION},
         "recipe_digest": stage.recipe_digest,
         "data_digest": data_digest(stage.train),
         "reference": None if trainee.reference is None else trainee.reference.identity,

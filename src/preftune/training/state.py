@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
+from preftune.maths.losses.base import Loss
 from preftune.modeling.load import LoadedModel
 
 
@@ -24,6 +25,8 @@ class StagePlan:
         recipe_digest: what decides the stage; a checkpoint of another digest is not resumed.
         cache_folder: reference scores, shared between runs.
         resume: go on from the latest checkpoint in ``folder``, or start where there is none.
+        loss: an objective that was passed from Python, instead of the one that ``config.method`` names.
+        stop_reason: asked after every step; a sentence ends the stage there, well: the model is saved.
     """
 
     config: StageConfig
@@ -35,6 +38,8 @@ class StagePlan:
     recipe_digest: str
     cache_folder: Path
     resume: bool = False
+    loss: Loss | None = None
+    stop_reason: Callable[[], str] = str
 
 
 @dataclass(slots=True)
@@ -42,12 +47,18 @@ class TrainState:
     """Where a stage stands: optimiser steps done, tokens computed, seconds spent in earlier processes.
 
     loss_state: what a stateful loss remembers; empty before its first step and for every other loss.
+    best_step, best_value: of the best evaluation so far, where the recipe asks for it. evals_without_gain: since then.
+    ended: why the stage ends before its last step; empty while it goes on.
     """
 
     step: int = 0
     num_tokens: int = 0
     seconds: float = 0.0
     loss_state: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    best_value: float | None = None
+    evals_without_gain: int = 0
+    ended: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,8 @@ class StageResult:
         peak_memory_bytes: of the process on a CPU, of the allocator on a GPU.
         seconds: wall seconds of the loop, earlier processes included; the reference's scores not.
         resumed_from: the step that this process started at; 0 for a fresh start.
+        kept_step: the step whose weights are in ``final``. best_value: of the metric that chose it, where one did.
+        ended: why the stage ended before its last planned step, else empty.
     """
 
     folder: Path
@@ -72,4 +85,7 @@ class StageResult:
     peak_memory_bytes: int
     seconds: float
     resumed_from: int = 0
+    kept_step: int = 0
+    best_value: float | None = None
+    ended: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)

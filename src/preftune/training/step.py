@@ -23,6 +23,7 @@ from preftune.data.partners import partner_group
 from preftune.maths.logps import sum_by_completion
 from preftune.maths.losses.base import Loss, LossState, StatefulLoss
 from preftune.maths.metrics import (
+    CHANGES,
     PAIR_METRICS,
     UNPAIRED_METRICS,
     pair_means,
@@ -138,6 +139,8 @@ class Tally:
         self._losses: list[Tensor] = []
         self._shares: list[Tensor] = []
         self._sums: list[Tensor] = []
+        self._margins: list[Tensor] = []
+        self.margins: list[float] = []  # of every pair in the order of the packs, once read
 
     def add(self, terms: LossTerms, logps: LossView) -> Tensor:
         """Note the terms of a pack; its share of the step's loss, with its graph."""
@@ -146,14 +149,18 @@ class Tally:
         self._losses.append(share.detach().double())
         self._shares.append(term_shares(terms, self.counts))
         self._sums.append(self._objective.sums(terms, logps))
+        if isinstance(logps, PairLogps) and terms.chosen_rewards is not None and terms.rejected_rewards is not None:
+            self._margins.append((terms.chosen_rewards - terms.rejected_rewards).detach().double())
         return share
 
     def read(self, *others: Tensor) -> tuple[dict[str, float], list[float]]:
         """The metrics, and the values of other scalars; the host waits for the device here and nowhere else."""
         shares, sums = torch.stack(self._shares).sum(0), torch.stack(self._sums).sum(0)
         extra = list(others) + ([] if self._mismatched is None else [self._mismatched.divergence])
-        first = [torch.stack(self._losses).sum()[None], shares, sums]
+        margins = torch.cat(self._margins) if self._margins else sums.new_zeros(0)
+        first = [margins, torch.stack(self._losses).sum()[None], shares, sums]
         values = torch.cat([*first, *(one.double().reshape(1) for one in extra)]).tolist()
+        self.margins, values = values[: len(margins)], values[len(margins) :]
         loss, rest = values[0], values[1:]
         at = len(self._names)
         metrics = {"loss": loss}
@@ -168,7 +175,9 @@ class Tally:
     def _means(self, sums: Sequence[float]) -> Mapping[str, float]:
         view = self._objective.loss.view
         if view == "pairs":
-            return pair_means(sums, self.counts["pair"])
+            means = pair_means(sums, self.counts["pair"])
+            has_reference = self._objective.reference is not None
+            return means if has_reference else {name: value for name, value in means.items() if name not in CHANGES}
         return unpaired_means(sums, self._num_desirable, self._num_undesirable) if view == "unpaired" else {}
 
 
@@ -180,6 +189,7 @@ def train_step(
     lr: float,
     max_grad_norm: float | None,
     loss_state: MutableMapping[str, float] | None = None,
+    margins: list[float] | None = None,
 ) -> dict[str, float]:
     """Accumulate the packs' gradients, check them, step, and return the metrics (TRL's names).
 
@@ -187,6 +197,7 @@ def train_step(
 
     Parameters
         loss_state: of a stateful loss; changed in place once the step is taken.
+        margins: filled with the margin of every pair before this update, in the order of the packs.
 
     Raises
         NonFiniteLoss: the loss or a gradient is not finite; no weight has changed and the gradients are still there.
@@ -206,6 +217,8 @@ def train_step(
     optimiser.step(lr)
     if loss_state is not None:
         loss_state.update(state)
+    if margins is not None:
+        margins[:] = tally.margins
     return {"loss": metrics.pop("loss"), "grad_norm": grad_norm, "learning_rate": lr} | metrics
 
 

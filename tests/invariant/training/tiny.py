@@ -35,6 +35,7 @@ STAGE = {
     "evals": 2,
     "checkpoints": 3,
     "keep_checkpoints": 9,
+    "probe": {"prompts": 3, "max_new_tokens": 6, "evals": 2},
 }
 
 
