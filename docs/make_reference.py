@@ -20,6 +20,8 @@ SECTIONS = (
     recipes.LoraConfig,
     recipes.GenerateConfig,
     recipes.GuardsConfig,
+    recipes.ProbeConfig,
+    recipes.EarlyStoppingConfig,
     recipes.DataConfig,
     recipes.EvaluationConfig,
     recipes.DecodingConfig,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from preftune.judging.base import Judge
 
 SHOWN_FACTS = ("adapter", "start", "steps", "precision", "reference_forwards", "seconds", "peak_memory_bytes")
+UNSAID = ("probe_cost",)  # notes that a reader of the report has no use for
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,9 @@ def make_report(contest: Contest, found: Findings) -> Report:
     run, recipe = contest.run, contest.recipe
     record: dict[str, Any] = {} if run is None else run.read()
     stages = [] if run is None else [_stage_report(run, index, stage) for index, stage in enumerate(record["stages"])]
-    notes = [] if run is None else [str(row["message"]) for row in read_jsonl(run.path / "events.jsonl")]
+    notes = (
+        [] if run is None else [str(row["message"]) for row in read_jsonl(run.path / "events.jsonl") if row["code"] not in UNSAID]
+    )
     timings = {**{f"stage {stage.name}": float(stage.facts.get("seconds", 0.0)) for stage in stages}, **found.timings}
     return Report(
         run=contest.folder.name if run is None else run.path.name,

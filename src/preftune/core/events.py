@@ -36,7 +36,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class EvalDone:
-    """Held-out metrics after a step; names carry the prefix ``eval_``."""
+    """Metrics after a step that are not its own: held-out ones (prefix ``eval_``), or those of the probe (``kl``, ``probe/``)."""
 
     stage: str
     step: int

@@ -115,7 +115,8 @@ def test_held_out_metrics_are_exact_over_pairs(tiny_model):
     alone = [evaluate(objective, [pack_of([example])]) for example in examples]
     assert set(whole) == {
         "eval_loss", "eval_rewards/chosen", "eval_rewards/rejected", "eval_rewards/margins", "eval_rewards/accuracies",
-        "eval_logps/chosen", "eval_logps/rejected",
+        "eval_logps/chosen", "eval_logps/rejected", "eval_logps/chosen_change", "eval_logps/rejected_change",
+        "eval_logps/chosen_change_per_token", "eval_logps/rejected_change_per_token",
     }  # fmt: skip
     for key, value in whole.items():
         assert parts[key] == pytest.approx(value, abs=1e-4)

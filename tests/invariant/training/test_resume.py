@@ -75,7 +75,13 @@ def test_sigkill_in_mid_epoch_then_resume(tmp_path, tiny_model, adapter):
     after, before = files_of(tmp_path / "killed"), files_of(tmp_path / "whole")
     assert [name for name in before if after.get(name) != before[name]] == [], "weights, optimiser and generators"
     assert set(after) == set(before)
-    steps = [(row["step"], "loss" in row) for row in read_jsonl(tmp_path / "killed" / "metrics.jsonl")]
+    rows = read_jsonl(tmp_path / "killed" / "metrics.jsonl")
+    probes = [[row for row in of if "probe/entropy" in row] for of in (rows, read_jsonl(tmp_path / "whole" / "metrics.jsonl"))]
+    assert [row["step"] for row in probes[0]] == [0, 6, 12]
+    assert probes[0] == probes[1], "what the probe sampled"
+    ledgers = [(tmp_path / name / "ledger.jsonl").read_bytes() for name in ("killed", "whole")]
+    assert ledgers[0] == ledgers[1]
+    steps = [(row["step"], "loss" in row, "eval_loss" in row) for row in rows]
     assert len(steps) == len(set(steps)), "no step stands twice"
 
 
@@ -175,7 +181,8 @@ def test_a_changed_machine_is_said(stopped, tiny_model):
     path.write_text(json.dumps(manifest))
     seen = []
     run_stage(make_plan(stopped, tiny_model, ROWS, resume=True), seen.append)
-    assert ["threads changed" in event.message for event in seen if isinstance(event, Noted)] == [True]
+    notes = [event for event in seen if isinstance(event, Noted) and event.code == "not_bit_exact"]
+    assert ["threads changed" in event.message for event in notes] == [True]
 
 
 def test_a_folder_in_use_is_not_overwritten(stopped, tiny_model):

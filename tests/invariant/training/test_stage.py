@@ -29,6 +29,7 @@ TRL_NAMES = {
     "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "rewards/chosen", "rewards/rejected", "rewards/margins",
     "rewards/accuracies", "logps/chosen", "logps/rejected",
 }  # fmt: skip
+AGAINST_REFERENCE = {f"logps/{side}_change{unit}" for side in ("chosen", "rejected") for unit in ("", "_per_token")}
 
 
 @pytest.mark.parametrize("shared_prefix", ["auto", "off"])
@@ -42,7 +43,13 @@ def test_the_first_step_starts_at_the_reference(tmp_path, tiny_model, adapter, s
     assert first["rewards/accuracies"] == 0.5
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert second["rewards/margins"] != 0.0, "the second step is somewhere else"
-    assert TRL_NAMES | {"pairs_per_second", "tokens_per_second", "peak_memory_gb", "elapsed_s", "step"} == set(first)
+    assert TRL_NAMES | AGAINST_REFERENCE | {
+        "pairs_per_second",
+        "tokens_per_second",
+        "peak_memory_gb",
+        "elapsed_s",
+        "step",
+    } == set(first)
 
 
 def test_events_and_rows_tell_the_same(tmp_path, tiny_model):
@@ -54,9 +61,12 @@ def test_events_and_rows_tell_the_same(tmp_path, tiny_model):
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     steps = [event for event in seen if isinstance(event, StepDone)]
     assert [dict(event.metrics) | {"step": event.step} for event in steps] == [row for row in rows if "loss" in row]
-    evals = [event for event in seen if isinstance(event, EvalDone)]
+    evals = [event for event in seen if isinstance(event, EvalDone) and "eval_loss" in event.metrics]
     assert [event.step for event in evals] == [5, 10]
     assert all(name.startswith("eval_") for event in evals for name in event.metrics)
+    probes = [event for event in seen if isinstance(event, EvalDone) and event not in evals]
+    assert [dict(event.metrics) | {"step": event.step} for event in probes] == [row for row in rows if "probe/entropy" in row]
+    assert [event.step for event in probes] == [0, 5, 10]
     assert [event.step for event in seen if isinstance(event, CheckpointSaved)] == [2, 5, 8]
     assert result.metrics["eval_loss"] == evals[-1].metrics["eval_loss"]
     assert result.metrics["loss"] == steps[-1].metrics["loss"]

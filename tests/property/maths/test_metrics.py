@@ -36,6 +36,10 @@ def test_golden_values():
         "rewards/accuracies": pytest.approx(0.5),
         "logps/chosen": pytest.approx(-5.0),
         "logps/rejected": pytest.approx(-25 / 3),
+        "logps/chosen_change": pytest.approx(2 / 3),
+        "logps/rejected_change": pytest.approx(-4 / 3),
+        "logps/chosen_change_per_token": pytest.approx(2 / 3),
+        "logps/rejected_change_per_token": pytest.approx(-4 / 3),
     }
 
 
