@@ -71,7 +71,7 @@ def sample_tokens(
     tokenizer: HubTokenizer,
     prompts: Sequence[Prompt],
     decoding: DecodingConfig,
-    seed: int,
+    seed: int | Sequence[int],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The token ids that ``generate`` makes its texts of, with the end token where the model wrote one."""
