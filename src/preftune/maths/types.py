@@ -52,6 +52,7 @@ class PairLogps:
         is_tie: neither is better; then chosen and rejected stand in the order of the data. Only losses that declare the
             need ``ties`` are given ties.
         chosen, rejected: single tokens, for losses that declare the need ``tokens``; else None.
+        prompt: the policy's log-probability of the prompt behind its first token, for the need ``prompt``; else None.
     """
 
     policy_chosen: Float[Tensor, " pairs"]
@@ -65,6 +66,7 @@ class PairLogps:
     is_tie: Bool[Tensor, " pairs"] | None = None
     chosen: TokenLogps | None = None
     rejected: TokenLogps | None = None
+    prompt: SequenceLogps | None = None
 
     @property
     def chosen_logratio(self) -> Float[Tensor, " pairs"]:

@@ -76,22 +76,25 @@ class Scorer:
         """Where the model is."""
         return next(self._base.parameters()).device
 
-    def token_logps(self, pack: Pack) -> Tensor:
-        """log p of every scored token, in the order of ``pack.targets``: (targets,) nats, float32, with graph if enabled."""
+    def token_logps(self, pack: Pack, *, with_prompts: bool = False) -> Tensor:
+        """log p of every scored token, in the order of ``pack.targets``: (targets,) nats, float32, with graph if enabled.
+
+        with_prompts: behind them those of each group's prompt in the order of its tokens, from the second one on.
+        """
         if len(pack.targets) == 0:
             return torch.zeros(0, device=self.device)
         if self.is_shared:
             if attention_name(self._base) != SHARED:  # somebody else switched it
                 use_attention(self._base, SHARED)
-            return self._shared_row(pack, None)
+            return self._shared_row(pack, None, with_prompts=with_prompts)
         with plain_attention(self._base):
-            return self._rows(pack)
+            return self._rows(pack, with_prompts=with_prompts)
 
-    def token_logps_and_concentration(self, pack: Pack) -> tuple[Tensor, Tensor]:
+    def token_logps_and_concentration(self, pack: Pack, *, with_prompts: bool = False) -> tuple[Tensor, Tensor]:
         """``token_logps``, and log sum over the vocabulary of p(v)^2 at each of the same places, without a graph."""
         self._concentrations = []
         try:
-            logps = self.token_logps(pack)
+            logps = self.token_logps(pack, with_prompts=with_prompts)
             parts = self._concentrations
         finally:
             self._concentrations = None
@@ -104,16 +107,20 @@ class Scorer:
         sums = sums.index_add(0, self._tensor(pack.segments), logps)
         return SequenceLogps(sums, self._tensor(pack.num_tokens))
 
-    def _shared_row(self, pack: Pack, trace: list[Call] | None) -> Tensor:
+    def _shared_row(self, pack: Pack, trace: list[Call] | None, *, with_prompts: bool = False) -> Tensor:
         extras = {
             "position_ids": self._tensor(pack.positions)[None],
             "pair_layout": PairLayout(pack.groups, trace),
         }
         rows, targets = self._tensor(pack.rows), self._tensor(pack.targets)
+        if with_prompts:
+            places = [place for group in pack.groups for place in range(group.start, group.start + group.prompt - 1)]
+            more = torch.tensor(places, dtype=rows.dtype, device=rows.device)
+            rows, targets = torch.cat([rows, more]), torch.cat([targets, self._tensor(pack.ids).index_select(0, more + 1)])
         return self._score(self._tensor(pack.ids)[None], rows, targets, extras)
 
-    def _rows(self, pack: Pack) -> Tensor:
-        """One row a completion; hidden states are gathered so that the head runs once."""
+    def _rows(self, pack: Pack, *, with_prompts: bool = False) -> Tensor:
+        """One row a completion; hidden states are gathered so that the head runs once. Prompts have rows of their own."""
         parts = []
         at = 0
         for example in pack.examples:
@@ -126,6 +133,10 @@ class Scorer:
                     targets = self._tensor(pack.targets[at : at + count])
                     parts.append(self._score(ids, rows, targets, {}))
                 at += count
+        for example in pack.examples if with_prompts else ():
+            if len(example.prompt_ids) > 1:
+                ids = torch.tensor([example.prompt_ids], device=self.device)
+                parts.append(self._score(ids, torch.arange(ids.shape[1] - 1, device=self.device), ids[0, 1:], {}))
         return torch.cat(parts)
 
     def _score(self, ids: Tensor, rows: Tensor, targets: Tensor, extras: dict[str, Any]) -> Tensor:

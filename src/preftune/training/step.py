@@ -72,12 +72,15 @@ class Objective:
 
     def scores(self, pack: Pack) -> Scores:
         """Log-probabilities of a pack's scored tokens and what else the loss reads of them."""
-        concentration = None
-        if "concentration" in self.loss.needs:
-            policy, concentration = self.scorer.token_logps_and_concentration(pack)
+        needs, concentration = self.loss.needs, None
+        if "concentration" in needs:
+            policy, concentration = self.scorer.token_logps_and_concentration(pack, with_prompts="prompt" in needs)
+            concentration = concentration[: len(pack.targets)]
         else:
-            policy = self.scorer.token_logps(pack)
-        return Scores(policy, None if self.reference is None else self.reference(pack), concentration)
+            policy = self.scorer.token_logps(pack, with_prompts="prompt" in needs)
+        reference = None if self.reference is None else self.reference(pack)
+        prompts = policy[len(pack.targets) :] if "prompt" in needs else None
+        return Scores(policy[: len(pack.targets)], reference, concentration, prompts)
 
     def mismatched(self, packs: Sequence[Pack]) -> Mismatched | None:
         """Log-probabilities of the partners of these packs, dropout off, without a graph; None if the loss needs none."""
@@ -236,14 +239,17 @@ def _two_passes(
         generators.append(_generators(device))
         with torch.no_grad():
             found.append(objective.scores(pack))
-    policy = torch.cat([one.policy for one in found]).requires_grad_()
-    terms, view, state = _whole(objective, packs, replace(_together(found), policy=policy), mismatched, state)
+    whole = _together(found)
+    leaves = [leaf.requires_grad_() for leaf in (whole.policy, whole.prompts) if leaf is not None]
+    terms, view, state = _whole(objective, packs, whole, mismatched, state)
     tally.add(terms, view).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    assert policy.grad is not None
-    every_slope = torch.split(policy.grad, [len(pack.targets) for pack in packs])
-    for pack, before, slopes in zip(packs, generators, every_slope, strict=True):
+    slopes = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    sizes = [[len(one.policy) for one in found], [0 if one.prompts is None else len(one.prompts) for one in found]]
+    split = [torch.split(slope, size) for slope, size in zip(slopes, sizes, strict=False)]
+    for pack, before, *parts in zip(packs, generators, *split, strict=True):
         _put_back(device, before)
-        objective.scorer.token_logps(pack).backward(slopes)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        logps = objective.scorer.token_logps(pack, with_prompts=whole.prompts is not None)
+        logps.backward(torch.cat(parts))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return state
 
 
@@ -312,11 +318,13 @@ def _together(found: Sequence[Scores]) -> Scores:
         torch.cat([one.policy for one in found]),
         joined([one.reference for one in found]),
         joined([one.concentration for one in found]),
+        joined([one.prompts for one in found]),
     )
 
 
 def _detached(scores: Scores) -> Scores:
-    return replace(scores, policy=scores.policy.detach())
+    prompts = None if scores.prompts is None else scores.prompts.detach()
+    return replace(scores, policy=scores.policy.detach(), prompts=prompts)
 
 
 def _generators(device: torch.device) -> list[Tensor]:

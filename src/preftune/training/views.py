@@ -28,11 +28,13 @@ class Scores:
     Parameters
         policy: with a graph where there is one. reference: None for losses without one.
         concentration: log sum p^2 under the policy, for losses that need it.
+        prompts: under the policy, of the tokens of every prompt behind its first one, (prompt tokens,), likewise.
     """
 
     policy: Tensor
     reference: Tensor | None = None
     concentration: Tensor | None = None
+    prompts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,10 @@ def view_of(loss: Loss, packs: Sequence[Pack], scores: Scores, mismatched: Misma
     if "tokens" in loss.needs or "concentration" in loss.needs:
         sides = (_tokens_of(scores, segments, num_tokens, side) for side in (0, 1))
         pairs = replace(pairs, chosen=next(sides), rejected=next(sides))
+    if scores.prompts is not None:
+        lengths = torch.tensor([len(example.prompt_ids) - 1 for example in examples], dtype=torch.int64)
+        owners = torch.repeat_interleave(torch.arange(len(examples)), lengths).to(device)
+        pairs = replace(pairs, prompt=sum_by_completion(scores.prompts, owners, lengths.to(device)))
     return pairs
 
 

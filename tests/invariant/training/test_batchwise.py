@@ -178,3 +178,24 @@ def test_a_step_that_fails_leaves_the_state_as_it_was(tiny_model, running):
     with pytest.raises(NonFiniteLoss):
         train_step(broken, pack_step(examples, 64), optimiser, lr=1e-3, max_grad_norm=None, loss_state=state)
     assert state == kept
+
+
+class SortedWithPrompts(Sorted):
+    """Batchwise, with the prompts' tokens in it: both kinds of slopes reach the weights."""
+
+    needs = frozenset({"prompt"})
+
+    def __call__(self, logps):
+        out = super().__call__(logps)
+        values = out.terms["sorted"].values - 0.5 * logps.prompt.logps / logps.prompt.num_tokens
+        return LossTerms({"sorted": Term(values, "pair")}, out.chosen_rewards, out.rejected_rewards)
+
+
+def test_the_slopes_of_prompts_reach_the_weights(tiny_model):
+    plain, examples = objective_of(tiny_model, "sorted margins", "lora")
+    objective = Objective(plain.scorer, SortedWithPrompts(), plain.reference)
+    gradients = [gradient_of(objective, packs_of(examples))[1] for packs_of in PACKINGS.values()]
+    assert all((one - gradients[0]).abs().max() < 1e-5 for one in gradients)
+    assert (gradients[0] - gradient_of(plain, pack_step(examples, 64))[1]).abs().max() > 1e-3
+    held_out = [evaluate(objective, packs_of(examples))["eval_loss"] for packs_of in PACKINGS.values()]
+    assert held_out == pytest.approx([held_out[0]] * len(held_out), abs=1e-5)

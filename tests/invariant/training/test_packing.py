@@ -22,6 +22,7 @@ LOSSES = {
     "dpo with lengths and NLL": ("dpo", {"beta": 3.0, "length_normalised": True, "rpo_alpha": 0.5}),
     "sft": ("sft", {}),
     "orpo": ("orpo", {"lambda_or": 0.5}),
+    "orpo with prompts": ("orpo", {"lambda_or": 0.5, "nll_scope": "prompt_and_answer"}),
     "kto": ("kto", {"beta": 0.3, "lambda_u": 0.8}),
     "mix": ("mix", {"parts": {"dpo": {"weight": 0.8, "beta": 0.3}, "simpo": {}, "sft": {"weight": 0.2}}}),
     "sorted margins": ("sorted", {}),

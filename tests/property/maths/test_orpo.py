@@ -1,6 +1,7 @@
 """ORPO: golden values, gradient, symmetries, micro-batches, precision, both ends of log(1 - e^x); and mutants."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from preftune.core.errors import UsageError
 from preftune.maths.losses import orpo as module
 from preftune.maths.losses.base import losses
 from preftune.maths.losses.orpo import ORPO, log1mexp
+from preftune.maths.types import SequenceLogps
 
 
 def oracle(row, weight):
@@ -57,13 +59,27 @@ def check_oracle(loss):
         np.testing.assert_allclose(got, [oracle(row, weight) for row in ROWS], rtol=1e-10)
 
 
-CHECKS = (check_golden, check_gradient, check_micro_batches, check_oracle)
+def check_scope(loss):
+    # chosen -10 over 4 tokens, its prompt -14 over 8: 24 / 12
+    x = replace(logps(ROWS[:1], grad=True), prompt=SequenceLogps(torch.tensor([-14.0]).double(), torch.tensor([8])))
+    wide = loss(nll_scope="prompt_and_answer")
+    assert wide.needs == {"prompt"}
+    assert wide(x).terms["nll"].values.item() == pytest.approx(2.0, abs=1e-12)
+    assert loss()(x).terms["nll"].values.item() == pytest.approx(2.5, abs=1e-12)
+    assert loss().needs == frozenset()
+    with pytest.raises(ValueError, match="no log-probabilities of the prompts"):
+        wide(logps(ROWS))
+
+
+CHECKS = (check_golden, check_gradient, check_micro_batches, check_oracle, check_scope)
 MUTANTS = {
     "flipped ratio": ("chosen - log1mexp(chosen) - (rejected - log1mexp(rejected))", "rejected - chosen"),
     "log-probabilities, not odds": ("chosen - log1mexp(chosen) - (rejected - log1mexp(rejected))", "chosen - rejected"),
     "unweighted": (', "pair", self.lambda_or)', ', "pair")'),
-    "NLL of the sum": ("Term(-chosen,", "Term(-logps.policy_chosen,"),
-    "NLL of the rejected": ("Term(-chosen,", "Term(-rejected,"),
+    "NLL of the sum": ("nll = -chosen", "nll = -logps.policy_chosen"),
+    "NLL of the rejected": ("nll = -chosen", "nll = -rejected"),
+    "prompt without its tokens": ("(logps.prompt.num_tokens + logps.chosen_tokens)", "logps.chosen_tokens"),
+    "prompt alone": ("-(logps.prompt.logps + logps.policy_chosen)", "-logps.prompt.logps"),
     "length of the other side": ("logps.policy_rejected / logps.rejected_tokens", "logps.policy_rejected / logps.chosen_tokens"),
     "branches swapped": (
         "torch.where(is_near, (-torch.expm1(near)).log(), ",
@@ -113,7 +129,7 @@ def test_certain_and_impossible_completions_stay_finite():
     assert torch.isfinite(x.policy_rejected.grad).all()
 
 
-@pytest.mark.parametrize("bad", [{"lambda_or": 0}, {"lambda_or": "x"}, {"beta": 0.1}])
+@pytest.mark.parametrize("bad", [{"lambda_or": 0}, {"lambda_or": "x"}, {"nll_scope": "all"}, {"beta": 0.1}])
 def test_bad_options_name_the_field(bad):
     with pytest.raises(UsageError, match=next(iter(bad))):
         losses.build("orpo", bad)

@@ -6,6 +6,7 @@ A loss never averages over the data, never looks at a model and holds no state. 
   (SequenceLogps: one completion a group);
 * ``needs_reference``: whether the reference's log-probabilities are computed;
 * ``needs``: what else it reads: ``tokens`` (per-token log-probabilities), ``concentration`` (log sum p^2 of each token),
+  ``prompt`` (the policy's log-probability of the prompt's own tokens),
   ``ties`` (pairs without a winner are kept), ``mismatched`` (completions of other prompts; every pack is given those of
   the whole step, because they are scored before the first pass);
 * ``is_batchwise``: a term of one pair depends on other pairs of the step (a sorted margin, a running mean). Such a loss is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Gt
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from preftune.maths.losses.base import BaseLoss, losses
+from preftune.core.records import Need, View
+from preftune.maths.losses.base import losses
 from preftune.maths.types import LossTerms, PairLogps, Term
 
 
@@ -31,7 +32,7 @@ def log1mexp(x: Float[Tensor, " items"]) -> Float[Tensor, " items"]:
 
 @losses.register("orpo")
 @dataclass(frozen=True, slots=True)
-class ORPO(BaseLoss):
+class ORPO:
     r"""Odds-ratio preference optimisation: NLL of the chosen completion plus a log odds ratio, without a reference.
 
     For a prompt x with chosen y_w and rejected y_l of T_w and T_l scored tokens, let a be the average log-probability of a
@@ -45,19 +46,24 @@ class ORPO(BaseLoss):
     Eq. 6 and 7 of Hong et al. 2024 (arXiv:2403.07691). Gradient: d log sigmoid(o) / da(y_w) = sigmoid(-o) / (1 - p_w), and
     for y_l the same with the other sign and p_l. Both parts come from one forward pass.
     Where implementations disagree: the NLL is over the answer, as in the paper and LLaMA-Factory, and by each completion's
-    own length; TRL's is over prompt and answer, and averages the tokens of a micro-batch. LLaMA-Factory forms
-    log1p(-exp(a)), which loses its digits near a = 0; here both ends are exact.
+    own length; TRL's is over prompt and answer, which ``nll_scope`` chooses, and averages the tokens of a micro-batch,
+    which is this one for micro-batches of one pair. LLaMA-Factory forms log1p(-exp(a)), which loses its digits near a = 0;
+    here both ends are exact.
 
     Parameters
         lambda_or: weight of the odds-ratio term, > 0; TRL calls it beta. Usual 0.05 to 0.25.
+        nll_scope: ``answer``, or ``prompt_and_answer``: then the first term is
+            -[log pi(x) + log pi(y_w|x)] / (T_x + T_w) with T_x tokens of the prompt behind its first one.
 
     Shapes
-        in:  policy log-probs (pairs,) in nats, summed over scored tokens, and counts (pairs,); the reference is not read.
+        in:  policy log-probs (pairs,) in nats, summed over scored tokens, and counts (pairs,); the reference is not read;
+            the prompts' log-probs and counts (pairs,) for that scope.
         out: terms ``nll`` and ``odds_ratio`` (weight lambda_or), (pairs,) nats, unit pair; rewards lambda_or * a, detached.
 
     Raises
         UsageError: built by name with an option out of range.
         UnknownName: built by name with an option that does not exist.
+        ValueError: called without the prompts' log-probabilities where the scope is ``prompt_and_answer``.
 
     Equal averages have an odds ratio of 1, whose term is log 2:
 
@@ -68,14 +74,27 @@ class ORPO(BaseLoss):
     """
 
     lambda_or: Annotated[float, Gt(0)] = 0.1
+    nll_scope: Literal["answer", "prompt_and_answer"] = "answer"
+    view: ClassVar[View] = "pairs"
     needs_reference: ClassVar[bool] = False
+    is_batchwise: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The prompt's tokens, where the NLL counts them."""
+        return frozenset({"prompt"}) if self.nll_scope == "prompt_and_answer" else frozenset()
 
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one pack."""
         chosen, rejected = logps.policy_chosen / logps.chosen_tokens, logps.policy_rejected / logps.rejected_tokens
         o = chosen - log1mexp(chosen) - (rejected - log1mexp(rejected))
+        nll = -chosen
+        if self.nll_scope == "prompt_and_answer":
+            if logps.prompt is None:
+                raise ValueError("orpo is given no log-probabilities of the prompts, and its NLL is over prompt and answer")
+            nll = -(logps.prompt.logps + logps.policy_chosen) / (logps.prompt.num_tokens + logps.chosen_tokens)
         terms = {
-            "nll": Term(-chosen, "pair"),  # Eq. 2, the paper's L_SFT
+            "nll": Term(nll, "pair"),  # Eq. 2, the paper's L_SFT
             "odds_ratio": Term(-functional.logsigmoid(o), "pair", self.lambda_or),  # Eq. 7
         }
         return LossTerms(terms, self.lambda_or * chosen.detach(), self.lambda_or * rejected.detach())
