@@ -12,7 +12,7 @@ from typing import Any
 
 from preftune.core.events import Event, StepDone
 from preftune.core.recipe import ModelConfig, StageConfig
-from preftune.core.records import TokenisedCompletion, TokenisedExample
+from preftune.core.records import TokenisedExample
 from preftune.modeling.load import load_model
 from preftune.training.loop import run_stage
 from preftune.training.state import StagePlan
@@ -32,13 +32,6 @@ def as_kto(rows: list[TokenisedExample], batch: int) -> list[TokenisedExample]:
     return found
 
 
-def bare(row: TokenisedExample) -> TokenisedExample:
-    """The row with its beginning token as the whole prompt: both completions begin with what the prompt was."""
-    head, moved = row.prompt_ids[:1], row.prompt_ids[1:]
-    completions = tuple(TokenisedCompletion((*moved, *one.ids), (True,) * (len(moved) + len(one.ids))) for one in row.completions)
-    return replace(row, prompt_ids=head, completions=completions)
-
-
 def ids_of(example: TokenisedExample) -> dict[str, Any]:
     """The ids as the peer's script names them."""
     found = {"prompt_ids": list(example.prompt_ids), "completion_ids": [list(one.ids) for one in example.completions]}
@@ -48,8 +41,6 @@ def ids_of(example: TokenisedExample) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     loaded = load_model(ModelConfig(name=options.model), precision="float32")
     train = rows_of(options.train, loaded.tokenizer, 512)
-    if options.bare:
-        train = [bare(row) for row in train]
     if options.method == "kto":
         train = as_kto(train, options.batch)
     config = StageConfig(
@@ -104,7 +95,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, required=True)
     made.add_argument("--lr", type=float, required=True)
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--bare", action="store_true", help="move all of the prompt but its first token into the completions")
     return made
 
 

@@ -48,10 +48,8 @@ def recording(base: type) -> type:
     return Recording
 
 
-def columns_of(method: str, rows: Sequence[Row], *, is_bare: bool) -> list[Row]:
+def columns_of(method: str, rows: Sequence[Row]) -> list[Row]:
     """Pairs as they are; for KTO the chosen completion of every other row, and the rejected one of those between."""
-    if is_bare:
-        return [{"prompt": "", **{side: row["prompt"] + row[side] for side in ("chosen", "rejected")}} for row in rows]
     if method != "kto":
         return [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
     sides = ("chosen", "rejected")
@@ -104,7 +102,7 @@ def run(options: argparse.Namespace) -> Row:
             if options.method in {"simpo", "orpo"}
             else options.model,
             args=arguments,
-            train_dataset=Dataset.from_list(columns_of(options.method, rows, is_bare=options.bare)),
+            train_dataset=Dataset.from_list(columns_of(options.method, rows)),
             processing_class=tokenizer_that_keeps_unknowns(options.model),
         )
         made.recorded = []
@@ -130,7 +128,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, required=True)
     made.add_argument("--lr", type=float, required=True)
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--bare", action="store_true", help="an empty prompt, its text at the head of both completions")
     return made
 
 
