@@ -24,7 +24,7 @@ from preftune.core.records import TokenisedExample
 from preftune.training.rehearsal import Sample
 
 REQUEST, RESULT = "request.json", "result.json"
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread", "out of memory", "bad_alloc", "Cannot allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class StageRequest:
     start: ModelConfig | None
     sample: Sample | None
     examples: tuple[TokenisedExample, ...]
-    entropy: float
+    entropy: float | None
 
 
 @dataclass(frozen=True, slots=True)

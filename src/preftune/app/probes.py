@@ -91,9 +91,10 @@ class Probed:
                 )
             if stage.competence is not None:
                 found = stage.competence
+                against = "" if found.entropy is None else f" (their frequencies: {found.entropy:.2f})"
                 lines.append(
-                    f"stage {name}: the model gives chosen completions {found.nll:.2f} nats a token (their frequencies: "
-                    f"{found.entropy:.2f}); {found.num_ended} of {found.num_answers} greedy answers end by themselves"
+                    f"stage {name}: the model gives chosen completions {found.nll:.2f} nats a token{against}; "
+                    f"{found.num_ended} of {found.num_answers} greedy answers end by themselves"
                 )
         return lines
 

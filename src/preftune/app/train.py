@@ -9,6 +9,7 @@ from typing import Any
 
 from preftune.app.context import Context
 from preftune.app.plan import Plan, plan, start_model
+from preftune.app.holding import hold
 from preftune.app.probes import ProbeMode, ask_model, is_switched_off
 from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
 from preftune.app.runs import RunFolder
@@ -88,6 +89,13 @@ def _train_stages(
             append_jsonl(run.path / "events.jsonl", {"level": event.level, "code": event.code, "message": event.message})
         sink(event)
 
+    with hold(run.path, context.cache):
+        return _train_held(made, run, tell, context, is_resumed=is_resumed, is_asked=is_asked)
+
+
+def _train_held(
+    made: Plan, run: RunFolder, tell: EventSink, context: Context, *, is_resumed: bool, is_asked: bool
+) -> TrainResult:
     for finding in made.findings:
         tell(Noted(finding.level, finding.code, f"{finding.fact}; {finding.way_out}"))
     excluded = [

@@ -18,6 +18,7 @@ from preftune.core.errors import PreftuneError
 from preftune.core.version import __version__
 
 VERBS = {
+    "init": "A recipe and a small data set that run at once.",
     "demo": "Align the embedded starter model and print the verdict.",
     "check": "Validate data files: every bad row with line, field and reason.",
     "generate": "Make pairs: sample from a model, judge, pair.",
@@ -28,6 +29,9 @@ VERBS = {
     "eval": "Prove how much better a trained run got, on unseen prompts.",
     "serve": "Serve the API, with a worker.",
     "worker": "Run queued jobs.",
+    "schema": "JSON Schema of recipes, judges, examples and reports.",
+    "doctor": "Look at the machine: what would stop a run, and what is missing.",
+    "gc": "Give disk space back: leftovers, old checkpoints, old caches.",
     "ls": "List runs, losses, formats, sources or judges.",
     "show": "Show one run: its stages, metrics, verdict and files.",
 }

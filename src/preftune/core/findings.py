@@ -52,7 +52,7 @@ FINDINGS: Mapping[str, FindingKind] = {
     "cannot_do_the_task": FindingKind(
         "blocker or warning",
         "the model predicts the chosen completions no better than their token frequencies do (mean NLL per token is not below "
-        "the unigram entropy); a warning where the stage is sft",
+        "the unigram entropy; asked from 2,000 chosen tokens on); a warning where the stage is sft",
         "an sft stage on such completions first, another model or chat template, or `--no-probe`",
     ),
     "does_not_stop": FindingKind(

@@ -26,6 +26,7 @@ from preftune.modeling.tokenizer import HubTokenizer
 
 NUM_EXAMPLES = 32
 NUM_ANSWERS = 16
+MIN_TOKENS = 2_000
 MAX_ANSWER = 256
 MAX_WORK = 2e12
 """Floating-point operations that the likelihood may cost; a large model sees fewer examples."""
@@ -38,13 +39,13 @@ class Competence:
     """What was measured.
 
     Parameters
-        nll: mean over chosen tokens, nats. entropy: of the frequencies of chosen tokens, nats.
+        nll: mean over chosen tokens, nats. entropy: of the frequencies of chosen tokens, nats, None for too few.
         num_tokens: tokens behind ``nll``. num_answers, num_ended: greedy answers, and those that ended by themselves;
             0 of 0 where none were asked for.
     """
 
     nll: float
-    entropy: float
+    entropy: float | None
     num_tokens: int
     num_answers: int = 0
     num_ended: int = 0
@@ -57,7 +58,7 @@ def chosen_of(example: TokenisedExample) -> TokenisedCompletion | None:
     return example.completions[0]
 
 
-def unigram_entropy(examples: Sequence[TokenisedExample]) -> float:
+def unigram_entropy(examples: Sequence[TokenisedExample]) -> float | None:
     """Entropy of the frequencies of scored chosen tokens in nats, corrected for few tokens (Miller and Madow 1955).
 
     H = -sum p log p + (K - 1) / (2 N),    K different tokens among N
@@ -67,8 +68,8 @@ def unigram_entropy(examples: Sequence[TokenisedExample]) -> float:
         completion = chosen_of(example)
         if completion is not None:
             counts.update(token for token, scored in zip(completion.ids, completion.scored, strict=True) if scored)
-    if not counts:
-        return 0.0
+    if counts.total() < MIN_TOKENS:
+        return None
     numbers = np.fromiter(counts.values(), dtype=np.float64)
     total = numbers.sum()
     shares = numbers / total
@@ -96,7 +97,7 @@ def choose_examples(examples: Sequence[TokenisedExample], num_parameters: int) -
 def measure_competence(
     model: nn.Module,
     examples: Sequence[TokenisedExample],
-    entropy: float,
+    entropy: float | None,
     *,
     tokenizer: HubTokenizer | None = None,
 ) -> Competence:
@@ -126,7 +127,7 @@ def measure_competence(
 def check_competence(config: StageConfig, measured: Competence) -> list[Finding]:
     """What the measurement says: a blocker for preferences, a warning for sft, nothing where all is well."""
     findings: list[Finding] = []
-    if measured.num_tokens and not measured.nll < measured.entropy:
+    if measured.num_tokens and measured.entropy is not None and not measured.nll < measured.entropy:
         fact = (
             f"stage {config.name}: the model gives chosen completions {measured.nll:.2f} nats a token, "
             f"no better than their token frequencies do ({measured.entropy:.2f})"
