@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from preftune.core import recipe as recipes
+from preftune.core.findings import FINDINGS
 from preftune.maths.losses.base import losses
 
 TARGET = Path(__file__).with_name("recipe.md")
+PREFLIGHT = Path(__file__).with_name("preflight.md")
 SECTIONS = (
     recipes.Recipe,
     recipes.ModelConfig,
@@ -126,5 +128,15 @@ def page() -> str:
     return "\n\n".join([HEAD.strip(), *(table(section) for section in SECTIONS), loss_table()]) + "\n"
 
 
+def preflight_page(text: str) -> str:
+    """docs/preflight.md with the table of findings between its two marks."""
+    rows = [f"| `{code}` | {kind.level} | {kind.when} | {kind.way_out} |" for code, kind in FINDINGS.items()]
+    table = "\n".join(["| code | level | when | way out |", "|---|---|---|---|", *rows])
+    before, _, rest = text.partition("<!-- findings -->")
+    _, _, after = rest.partition("<!-- end of findings -->")
+    return f"{before}<!-- findings -->\n{table}\n<!-- end of findings -->{after}"
+
+
 if __name__ == "__main__":
     TARGET.write_text(page(), encoding="utf-8")
+    PREFLIGHT.write_text(preflight_page(PREFLIGHT.read_text(encoding="utf-8")), encoding="utf-8")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.app.context import Context
-from preftune.app.plan import Plan, plan, start_model
 from preftune.app.holding import hold
+from preftune.app.plan import Plan, plan, start_model
 from preftune.app.probes import ProbeMode, ask_model, is_switched_off
 from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
 from preftune.app.runs import RunFolder
