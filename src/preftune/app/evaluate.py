@@ -14,6 +14,7 @@ from preftune.app.context import Context
 from preftune.app.plan import limit_of, read_stage
 from preftune.app.recipes import load_recipe, make_recipe
 from preftune.app.reporting import Findings, make_report
+from preftune.app.rounds import compare_rounds
 from preftune.app.runs import RUN_FILE, RunFolder, find_model
 from preftune.app.stages.training import with_made_pairs
 from preftune.app.train import TrainResult
@@ -26,6 +27,7 @@ from preftune.core.records import TokenisedExample
 if TYPE_CHECKING:
     from preftune.data.pipeline import PromptRow
     from preftune.evaluation.heldout import HeldOut
+    from preftune.evaluation.rounds import RoundResult
     from preftune.evaluation.winrate import WinRate
     from preftune.modeling.generate import Generation
     from preftune.modeling.load import LoadedModel
@@ -43,6 +45,7 @@ class EvaluationResult:
     report_markdown: Path
     report_html: Path
     seconds: float
+    rounds: tuple[RoundResult, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -61,11 +64,12 @@ class EvaluationResult:
             "report_markdown": str(self.report_markdown),
             "report_html": str(self.report_html),
             "seconds": self.seconds,
+            "rounds": [one.to_dict() for one in self.rounds],
         }
 
     def summary(self) -> list[str]:
         """What a person reads."""
-        lines = [self.sentence]
+        lines = [self.sentence, *(one.sentence for one in self.rounds)]
         if self.same_judge is not None:
             lines.append(f"same judge as the pairs: {_rate_text(self.same_judge)}")
         if self.held_out is not None:
@@ -143,6 +147,13 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
     same = None
     if pairs_judge is not None:
         same = evaluate_pairs(prompts, policy, baseline, pairs_judge, margin=evaluation.margin, seed=contest.recipe.seed)
+    rounds = compare_rounds(
+        contest,
+        {contest.policy.name: policy, contest.baseline.name: baseline},
+        {(contest.policy.name, contest.baseline.name): win_rate},
+        lambda config, role: _answers(contest, config, rows, role, sink)[0],
+        lambda one, other: evaluate_pairs(prompts, one, other, judge, margin=evaluation.margin, seed=contest.recipe.seed),
+    )
     uses = count_use(context.state, win_rate.prompts_hash, str(contest.folder))
     lines = (
         json.dumps({"prompt": [m.to_dict() for m in one.prompt], "policy": one.policy.text, "baseline": one.baseline.text,
@@ -151,10 +162,10 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
     )  # fmt: skip
     write_text(contest.folder / "completions.jsonl", "".join(clean(line) + "\n" for line in lines))
     held_out = _held_out(contest, policy_logps, reference_logps)
-    report = make_report(contest, Findings(judge, win_rate, same, held_out, uses, timings))
+    report = make_report(contest, Findings(judge, win_rate, same, held_out, uses, timings, rounds))
     files = write_report(report, contest.folder)
     return EvaluationResult(
-        win_rate, same, held_out, report.sentence, files.json, files.markdown, files.html, time.monotonic() - started
+        win_rate, same, held_out, report.sentence, files.json, files.markdown, files.html, time.monotonic() - started, rounds
     )
 
 

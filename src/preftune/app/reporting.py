@@ -25,9 +25,21 @@ if TYPE_CHECKING:
     from preftune.app.runs import RunFolder
     from preftune.evaluation.heldout import HeldOut
     from preftune.evaluation.report import Report, StageReport
+    from preftune.evaluation.rounds import RoundResult
     from preftune.evaluation.winrate import WinRate
     from preftune.judging.base import Judge
 
+MADE_FACTS = (
+    "prompts",
+    "samples",
+    "pairs",
+    "pairing",
+    "mean_score",
+    "margin",
+    "length_ratio",
+    "complete_share",
+    "distinct_share",
+)
 SHOWN_FACTS = ("adapter", "start", "steps", "precision", "reference_forwards", "seconds", "peak_memory_bytes")
 UNSAID = ("probe_cost",)  # notes that a reader of the report has no use for
 
@@ -42,6 +54,7 @@ class Findings:
     held_out: HeldOut | None
     uses: int
     timings: dict[str, float]
+    rounds: tuple[RoundResult, ...] = ()
 
 
 def make_report(contest: Contest, found: Findings) -> Report:
@@ -74,6 +87,7 @@ def make_report(contest: Contest, found: Findings) -> Report:
         timings=timings,
         uses=found.uses,
         notes=notes,
+        rounds=found.rounds,
     )
 
 
@@ -104,7 +118,11 @@ def _stage_report(run: RunFolder, index: int, stage: dict[str, Any]) -> StageRep
     from preftune.evaluation.report import StageReport
 
     rows = read_jsonl(run.stage_folder(index, stage["name"]) / "metrics.jsonl")
-    facts = {key: stage[key] for key in SHOWN_FACTS if isinstance(stage.get(key), (str, int, float))}
+    made = stage.get("made", {})
+    told = {**{key: made[key] for key in MADE_FACTS if key in made}, **stage}
+    if made:
+        told["mean_score"] = made["score"]["mean"]
+    facts = {key: told[key] for key in (*SHOWN_FACTS, *MADE_FACTS) if isinstance(told.get(key), (str, int, float))}
     return StageReport(stage["name"], stage["method"], facts, rows)
 
 

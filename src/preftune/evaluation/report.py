@@ -10,6 +10,7 @@ import numpy as np
 
 from preftune.core.records import Excluded, Messages
 from preftune.evaluation.heldout import HeldOut
+from preftune.evaluation.rounds import RoundResult
 from preftune.evaluation.showing import clean, interval_text, percent, points, shorten
 from preftune.evaluation.winrate import Judged, WinRate
 from preftune.judging.rules import RulePoints, RulesJudge
@@ -70,6 +71,7 @@ class Report:
         uses: how often these prompts have been used for a verdict, this time included.
         shared_words: words that both judges know; none where they are independent.
         notes: sentences for the reader, such as alerts, fallbacks, or the reason for an override.
+        rounds: what each round of generate and train was worth; empty where there were none.
     """
 
     run: str
@@ -91,6 +93,7 @@ class Report:
     uses: int = 1
     shared_words: Sequence[str] = ()
     notes: Sequence[str] = ()
+    rounds: Sequence[RoundResult] = ()
 
     @property
     def sentence(self) -> str:
@@ -155,6 +158,7 @@ class Report:
             "digests": dict(self.digests),
             "timings_s": dict(self.timings),
             "notes": [clean(note) for note in self.notes],
+            "rounds": [one.to_dict() for one in self.rounds],
         }
 
 
