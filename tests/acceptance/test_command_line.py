@@ -26,7 +26,7 @@ def test_help_is_fast_and_imports_no_torch(preftune):
     assert subprocess.run([sys.executable, "-c", code.replace("cli.main", "training.loop")], check=False).returncode == 1
 
 
-@pytest.mark.parametrize("verb", ["demo", "check", "plan", "train", "run", "eval", "ls", "show"])
+@pytest.mark.parametrize("verb", ["demo", "check", "generate", "plan", "train", "run", "eval", "ls", "show"])
 def test_every_verb_helps_with_examples(preftune, verb):
     done = preftune(verb, "--help")
     assert done.returncode == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -49,8 +49,8 @@ def score_samples(
     """The score of every sample of a prompt.
 
     A judge that scores one text is asked once a sample. A judge that compares two is asked in both orders for every
-    pair (``all``), and a sample's score is its mean over opponents, in [0, 1]; or in a ``knockout``, where it is the sum
-    over its matches divided by the number of rounds: K - 1 matches instead of K (K - 1) / 2.
+    pair (``all``), and a sample's score is its mean over opponents, in [0, 1]; or in a ``knockout``, where it says how far the
+    sample came: K - 1 matches instead of K (K - 1) / 2, and samples that never met are told apart by that alone.
 
     Parameters
         known: judgements that were made already; they are not made again.
@@ -80,25 +80,28 @@ def score_samples(
             totals[one] += won
             totals[other] += 1.0 - won
         return [total / max(1, len(samples) - 1) for total in totals]
-    num_rounds = 0
-    alive = list(range(len(samples)))
+    return _knockout(len(samples), duel)
+
+
+def _knockout(count: int, duel: Callable[[int, int], float]) -> list[float]:
+    """Rounds survived, plus the share of the match that was lost, over the number of rounds: 1 for the winner.
+
+    Neighbours meet; where neither is better the first goes on, and so does the odd one out.
+    """
+    reached = [0.0] * count
+    alive, done = list(range(count)), 0
     while len(alive) > 1:
-        num_rounds += 1
-        alive = list(_next_round(alive, duel, totals))
-    return [total / max(1, num_rounds) for total in totals]
-
-
-def _next_round(alive: list[int], duel: Callable[[int, int], float], totals: list[float]) -> Iterator[int]:
-    """Winners of neighbours; the first of the two where neither is better, and the odd one out goes on with a full score."""
-    for place in range(0, len(alive) - 1, 2):
-        one, other = alive[place], alive[place + 1]
-        won = duel(one, other)
-        totals[one] += won
-        totals[other] += 1.0 - won
-        yield one if won >= 0.5 else other
-    if len(alive) % 2:
-        totals[alive[-1]] += 1.0
-        yield alive[-1]
+        winners: list[int] = []
+        for place in range(0, len(alive) - 1, 2):
+            one, other = alive[place], alive[place + 1]
+            share = duel(one, other)
+            winner, loser = (one, other) if share >= 0.5 else (other, one)
+            reached[loser] = done + min(share, 1.0 - share)
+            winners.append(winner)
+        alive = [*winners, *alive[len(alive) - len(alive) % 2 :]]
+        done += 1
+    reached[alive[0]] = float(done)
+    return [one / max(1, done) for one in reached]
 
 
 def _ask(judge: Judge, prompt: Messages, first: Candidate, second: Candidate | None) -> float:

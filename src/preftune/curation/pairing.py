@@ -67,7 +67,7 @@ def pair_up(
     >>> texts = [Scored(0, "good", True, 2.0), Scored(1, "bad", True, -1.0), Scored(2, "best", False, 3.0)]
     >>> pairs, refused = pair_up(texts, asked, seed=0)
     >>> (pairs[0].chosen.text, pairs[0].rejected.text, dict(refused))
-    ('good', 'bad', {'incomplete_chosen': 2})
+    ('good', 'bad', {'incomplete_chosen': 1})
     """
     refused: Counter[str] = Counter()
     usable = [sample for sample in samples if sample.text.strip()]
