@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from preftune.app.context import Context
 from preftune.app.plan import plan
 from preftune.app.recipes import make_recipe
+from preftune.app.train import train
+from preftune.core.errors import Blocked
 
 PAIRS_JUDGE = {"name": "rules", "rules": [{"kind": "lexicon", "name": "a", "words": ["glad"], "weight": 1.0}]}
 OTHER_JUDGE = {"name": "rules", "rules": [{"kind": "lexicon", "name": "b", "words": ["merry"], "weight": 1.0}]}
@@ -69,3 +72,14 @@ def test_temperature_0_makes_no_pairs(made):
 
 def test_a_judge_of_another_kind_of_mistake_is_named(made):
     assert "unreadable_judge" in blockers(made(stage={"judge": {"name": "ruls"}}))
+
+
+def test_a_stage_that_makes_no_pair_stops_the_run(made, tmp_path):
+    decoding = {"max_new_tokens": 4, "batch_size": 8}
+    silent = {"name": "rules", "rules": [{"kind": "lexicon", "name": "a", "words": ["xylophone"], "weight": 1.0}]}
+    recipe = made(PROMPTS[:2], stage={"judge": silent, "samples": 2, "decoding": decoding}).recipe
+    with pytest.raises(Blocked, match=r"nothing_made: .* no pair was made of 4 samples of 2 prompts: .*no_difference"):
+        train(recipe, context=Context(tmp_path / "cache", tmp_path / "state"))
+    run = next((tmp_path / "runs").iterdir())
+    assert (run / "stages/1-generate/record/samples.jsonl").read_text().count("\n") == 4, "the record tells why"
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
