@@ -186,7 +186,9 @@ def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: 
         for part in (examples, held_out)
     )
     if "mismatched" in loss.needs:
-        train, select = (replace(part, examples=with_partners(part.examples, max_length)) for part in (train, select))
+        train, select = (
+            replace(part, examples=with_partners(part.examples, max_length, train.examples)) for part in (train, select)
+        )
     excluded += train.excluded + select.excluded
     counts = Counter(row.reason for row in excluded)
     notes = Counter(train.counts) + Counter(select.counts)

@@ -16,7 +16,9 @@ from preftune.core.ids import digest_json
 from preftune.core.records import TokenisedCompletion, TokenisedExample
 
 
-def with_partners(examples: Sequence[TokenisedExample], max_length: int) -> list[TokenisedExample]:
+def with_partners(
+    examples: Sequence[TokenisedExample], max_length: int, others: Sequence[TokenisedExample] = ()
+) -> list[TokenisedExample]:
     """The examples in their order, each with its partner.
 
     The examples of a prompt take the completions of the next prompt in turn. A partner that would not fit behind the
@@ -24,12 +26,15 @@ def with_partners(examples: Sequence[TokenisedExample], max_length: int) -> list
 
     Parameters
         max_length: most tokens of a prompt and its partner together.
+        others: take part where the examples alone have one prompt only, such as the training set for a small held-out one.
 
     Raises
-        InputError: examples of fewer than two prompts.
+        InputError: fewer than two prompts in all.
     """
     if not examples:
         return []
+    if len({example.prompt_ids for example in examples}) < 2 and others:
+        return with_partners([*examples, *others], max_length)[: len(examples)]
     members: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
     for place, example in enumerate(examples):
         content = [[list(one.ids), list(one.scored)] for one in example.completions]

@@ -10,7 +10,7 @@ import torch
 from test_packing import HUGE, PACKINGS, Sorted, objective_of, optimiser_of
 from tiny import losses_of, make_examples, make_plan
 
-from preftune.core.errors import Interrupted
+from preftune.core.errors import Interrupted, NonFiniteLoss
 from preftune.core.events import StepDone
 from preftune.core.files import read_json
 from preftune.core.recipe import LoraConfig, ModelConfig
@@ -22,7 +22,7 @@ from preftune.modeling.forward import Scorer
 from preftune.modeling.load import load_model
 from preftune.training import resume as resume_module
 from preftune.training.loop import run_stage
-from preftune.training.step import Objective, counts_of, evaluate, train_step
+from preftune.training.step import Objective, counts_of, evaluate, find_culprits, train_step
 
 
 class PackByPack(Sorted):
@@ -160,7 +160,6 @@ def test_the_state_of_a_loss_is_resumed(tmp_path, tiny_model, running, monkeypat
 
 
 def test_a_step_that_fails_leaves_the_state_as_it_was(tiny_model, running):
-    from preftune.core.errors import NonFiniteLoss
 
     objective, examples = objective_of(tiny_model, "dpo", "lora")
     objective = Objective(objective.scorer, Running(), objective.reference)
@@ -199,3 +198,21 @@ def test_the_slopes_of_prompts_reach_the_weights(tiny_model):
     assert (gradients[0] - gradient_of(plain, pack_step(examples, 64))[1]).abs().max() > 1e-3
     held_out = [evaluate(objective, packs_of(examples))["eval_loss"] for packs_of in PACKINGS.values()]
     assert held_out == pytest.approx([held_out[0]] * len(held_out), abs=1e-5)
+
+
+def test_the_example_that_spoils_a_whole_step_is_named(tiny_model):
+    """One value that is none makes every slope of the step none; each example alone tells which it was."""
+    objective, examples = objective_of(tiny_model, "sorted margins", "lora")
+    guilty = examples[3]
+
+    def poisoned(pack):
+        scores = [objective.reference(pack_of([one])) * (torch.nan if one is guilty else 1) for one in pack.examples]
+        return torch.cat(scores)
+
+    bad = Objective(objective.scorer, Sorted(), poisoned)
+    optimiser = optimiser_of(bad)
+    before = {name: one.detach().clone() for name, one in optimiser.masters.items()}
+    with pytest.raises(NonFiniteLoss):
+        train_step(bad, pack_step(examples, 64), optimiser, lr=1e-3, max_grad_norm=None)
+    assert all(torch.equal(before[name], one) for name, one in optimiser.masters.items())
+    assert [one.example_id for one, _ in find_culprits(bad, pack_step(examples, 64), optimiser)] == [guilty.example_id]

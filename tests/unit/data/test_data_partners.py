@@ -56,6 +56,15 @@ def test_one_prompt_is_refused():
     assert with_partners([], 64) == []
 
 
+def test_a_small_set_may_borrow():
+    alone = [one for one in ROWS if one.prompt_ids == (1, 10)]
+    found = with_partners(alone, 64, ROWS)
+    assert [replace(one, partner=None) for one in found] == alone
+    strangers = {completion for row in ROWS if row.prompt_ids != (1, 10) for completion in row.completions}
+    assert all(one.partner in strangers for one in found)
+    assert with_partners(ROWS, 64, [example(5, [9, 2])]) == with_partners(ROWS, 64), "a set of its own borrows nothing"
+
+
 def test_the_group_that_is_scored():
     row = with_partners(ROWS, 64)[0]
     group = partner_group(row)
