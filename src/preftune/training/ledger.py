@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,44 @@ class Ledger:
         lengths = {one.example_id[:ID_LETTERS]: _length_difference(one) for one in examples}
         for row in rows:
             self._recent.extend((pair[3], lengths[pair[2]]) for pair in row.get("pairs", ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a ledger says of one pair, over all times that it was trained on.
+
+    Parameters
+        deviation: its margin minus the mean of its step, in standard deviations of that step; the mean over its looks.
+        margins: before each of its own updates. means: of the steps they were in. steps: which.
+    """
+
+    file: str
+    line: int
+    example_id: str
+    deviation: float
+    margins: tuple[float, ...]
+    means: tuple[float, ...]
+    steps: tuple[int, ...]
+
+
+def read_ledger(path: Path) -> list[Look]:
+    """Every pair of a ledger, those that go most against the others first."""
+    rows = read_jsonl(path)
+    files: list[str] = []
+    found: dict[tuple[str, int, str], list[tuple[int, float, float, float]]] = {}
+    for row in rows:
+        if "files" in row:
+            files = row["files"]
+            continue
+        spread = float(np.std([pair[3] for pair in row["pairs"]]))
+        for file, line, example_id, margin in row["pairs"]:
+            deviation = (margin - row["mean"]) / spread if spread > 0 else 0.0
+            found.setdefault((files[file], line, example_id), []).append((row["step"], margin, row["mean"], deviation))
+    looks = []
+    for (file, line, example_id), seen in found.items():
+        steps, margins, means, deviations = zip(*seen, strict=True)
+        looks.append(Look(file, line, example_id, float(np.mean(deviations)), margins, means, steps))
+    return sorted(looks, key=lambda look: look.deviation)
 
 
 def _length_difference(example: TokenisedExample) -> int:
