@@ -34,7 +34,8 @@ class Thresholds:
         length_correlation: Spearman's, between margin and difference of lengths (chosen - rejected).
         min_pairs, min_steps: what a rule over pairs or steps needs to say anything.
         accuracy, grad_share: saturation: accuracy of the last steps, and their gradient norm over that of the first ones.
-        margin_growth: of the second half of the last steps over their first half.
+        margin_growth: of the second half of the last steps over their first half. dead_margin: against a reference, a mean
+            margin that is as good as none.
         entropy_low, entropy_high, distinct: of the probe over the start's; distinct_sft: the same while imitating.
         eos_fall: share of completions that no longer end by themselves.
     """
@@ -47,7 +48,8 @@ class Thresholds:
     min_steps: int = 20
     accuracy: float = 0.99
     grad_share: float = 0.1
-    margin_growth: float = 1.05
+    margin_growth: float = 1.005
+    dead_margin: float = 0.01
     entropy_low: float = 0.6
     entropy_high: float = 1.5
     distinct: float = 0.8
@@ -209,7 +211,7 @@ def saturation(history: History) -> Alert | None:
 
 
 def no_learning(history: History) -> Alert | None:
-    """Half of the stage has passed and the pairs are ordered no better than by a coin."""
+    """Half of the stage has passed, and the pairs are ordered no better than by a coin or the margins are still next to 0."""
     limits = history.limits
     rows = history.steps[len(history.steps) // 2 :]
     accuracy, num_pairs = history.mean("rewards/accuracies", rows), len(rows) * history.pairs_per_step
@@ -217,15 +219,16 @@ def no_learning(history: History) -> Alert | None:
     if accuracy is None or is_early or num_pairs < limits.min_pairs:
         return None
     noise = 2 * math.sqrt(0.25 / num_pairs)
-    if accuracy > 0.5 + noise:
-        return None
     margin = history.mean("rewards/margins", rows) or 0.0
+    is_dead = "logps/chosen_change" in rows[-1] and abs(margin) < limits.dead_margin
+    if accuracy > 0.5 + noise and not is_dead:
+        return None
     return Alert(
         "no_learning",
         1.0,
-        f"over the last {num_pairs} pairs the accuracy is {accuracy:.2f} and the mean margin {margin:+.4f}: no better than a "
-        f"coin (one half ± {noise:.2f}); raise lr, train longer, or look whether the labels are right "
-        "(`preftune show RUN --suspects`)",
+        f"over the last {num_pairs} pairs the mean margin is {margin:+.4f} and the accuracy {accuracy:.2f} (a coin gives one "
+        f"half ± {noise:.2f}): nothing worth the name has been learnt; raise lr, train longer, or look whether the labels are "
+        "right (`preftune show RUN --suspects`)",
     )
 
 
