@@ -266,7 +266,8 @@ def unpaired_of(example: Example) -> tuple[tuple[Messages, bool], ...]:
         return ((example.completions[0], example.judgement.is_desirable),)
     pairs = pairs_of_example(example)
     found = [(completion, label) for pair in pairs for completion, label in ((pair.chosen, True), (pair.rejected, False))]
-    return tuple(dict.fromkeys(found))
+    # By equality, not by hash: messages with tool calls hold mappings, which have none.
+    return tuple(one for place, one in enumerate(found) if one not in found[:place])
 
 
 def demonstration_of(example: Example) -> Messages | None:

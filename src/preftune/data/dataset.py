@@ -191,7 +191,17 @@ def _open(path: Path) -> Any:
 
 
 def _messages(value: Iterable[Mapping[str, Any]]) -> Messages:
-    return tuple(Message(one["role"], one["content"], tuple(one.get("tool_calls", ())), one.get("name")) for one in value)
+    return tuple(
+        Message(
+            one["role"],
+            one["content"],
+            tuple(one.get("tool_calls", ())),
+            one.get("name"),
+            one.get("tool_call_id"),
+            one.get("reasoning_content"),
+        )
+        for one in value
+    )
 
 
 def _judgement(value: Mapping[str, Any]) -> Judgement:

@@ -16,7 +16,7 @@ FIRST = Preference("first")
 
 
 def example(number, judgement=FIRST):
-    completions = ((Message("assistant", f"é{number}", (CALL,), "ann"),), (Message("assistant", "b"),))
+    completions = ((Message("assistant", f"é{number}", (CALL,), "ann", "call-1", "thought"),), (Message("assistant", "b"),))
     where = Provenance("a.jsonl", number, annotators=("ann",), judges=("rules",))
     return Example((Message("user", f"q{number}"),), completions, judgement, where, tools=({"type": "function"},))
 

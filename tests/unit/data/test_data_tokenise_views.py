@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from chat_tokenizers import tokenizer_of
-from preftune.core.records import Demonstration, Desirability, Example, Message, Preference, Provenance, Ranking
+from preftune.core.records import Demonstration, Desirability, Example, Message, Preference, Provenance, Ranking, unpaired_of
 from preftune.data.tokenize import tokenise
 
 PROMPT, FIRST, SECOND = (Message("user", "Where is it?"),), (Message("assistant", "Go away."),), (Message("assistant", "Here."),)
@@ -37,6 +37,15 @@ def test_a_pair_is_a_desirable_and_an_undesirable_completion_behind_one_prompt()
     assert (pair.labels, good.labels, bad.labels) == ((True, False), (True,), (False,))
     assert ids_of(pair)[1] == ids_of(good)[0] == ids_of(bad)[0]
     assert (pair.strength, pair.confidence) == (0.0, None)
+
+
+def test_a_pair_with_tool_calls_is_labelled_too():
+    called = Message("assistant", "Wait.", ({"type": "function", "function": {"name": "look", "arguments": "{}"}},))
+    pair = Example(PROMPT, ((called, Message("tool", "kitchen"), *SECOND), FIRST), Preference("first"), Provenance("f", 4))
+    assert unpaired_of(pair) == ((pair.completions[0], True), (FIRST, False))
+    tokenizer = tokenizer_of("tools")
+    result = tokenise([pair], tokenizer, view="unpaired", max_length=512, too_long="exclude")
+    assert [one.labels for one in result.examples] == [(True, False)]
 
 
 def test_what_has_no_label_is_counted():
