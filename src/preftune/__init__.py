@@ -14,15 +14,17 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from preftune.core.events import Stop
 from preftune.core.version import __version__
 
 if TYPE_CHECKING:
     from preftune.app.evaluate import EvaluationResult
+    from preftune.app.hooks import Callback
     from preftune.app.train import TrainResult
     from preftune.core.events import EventSink
     from preftune.data.pipeline import ReadResult
 
-__all__ = ["__version__", "evaluate", "read", "train"]
+__all__ = ["Stop", "__version__", "evaluate", "read", "train"]
 
 
 def read(
@@ -43,21 +45,33 @@ def read(
 
 
 def train(
-    recipe: str | PathLike[str] | Mapping[str, Any] | None = None, *, sink: EventSink | None = None, **keys: Any
+    recipe: str | PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    sink: EventSink | None = None,
+    loss: object = None,
+    callbacks: Sequence[Callback] = (),
+    **keys: Any,
 ) -> TrainResult:
     """Train a recipe: a file, a mapping, or its keys as keyword arguments; all three are the same thing.
 
     Parameters
         recipe: a YAML file or a mapping; keyword arguments are laid over it.
         sink: takes the events of the run; silent by default.
+        loss: a mapping of the method's options, as in a recipe; or an object with the loss contract, or a function of
+            ``PairLogps``, that stands in for the method's formula (data, defaults and view stay the method's).
+        callbacks: functions of an event (``preftune.core.events``); one that returns ``preftune.Stop(reason)`` ends the
+            stage after the step at hand, and its model is saved. One that raises is told as a warning and not called again.
         keys: recipe keys, such as ``model="starter", method="dpo", beta=0.1, data="pairs.jsonl"``.
 
     Raises
         RecipeError: an unknown key or a value out of range.
         Blocked: preflight refuses; ``findings`` says what and the way out.
     """
+    from dataclasses import replace
     from pathlib import Path
 
+    from preftune.app.context import Context
+    from preftune.app.hooks import Hooks
     from preftune.app.recipes import make_recipe, read_mapping
     from preftune.app.train import train as train_recipe
     from preftune.core.events import ignore
@@ -69,7 +83,14 @@ def train(
     elif recipe is not None:
         given, folder = read_mapping(Path(recipe)), Path(recipe).resolve().parent
         given.setdefault("name", Path(recipe).stem)
-    return train_recipe(make_recipe({**given, **keys}, folder), sink or ignore)
+    if isinstance(loss, Mapping):
+        keys["loss"], loss = loss, None
+    made = make_recipe({**given, **keys}, folder)
+    hooks = Hooks(loss, callbacks)
+    for stage in made.stages:
+        if stage.kind == "train":
+            hooks.loss_for(stage)
+    return train_recipe(made, sink or ignore, replace(Context.from_environment(), hooks=hooks))
 
 
 def evaluate(

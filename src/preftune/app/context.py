@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from preftune.app.hooks import Hooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,11 +14,13 @@ class Context:
     """Folders that outlive a run.
 
     cache: reference log-probabilities, safe to delete. state: what must be kept, such as how often a verdict set
-    was used. ``PREFTUNE_CACHE`` and ``PREFTUNE_HOME`` move them; the XDG defaults apply otherwise.
+    was used. hooks: what a Python caller handed to this run.
+    ``PREFTUNE_CACHE`` and ``PREFTUNE_HOME`` move them; the XDG defaults apply otherwise.
     """
 
     cache: Path
     state: Path
+    hooks: Hooks = field(default_factory=Hooks)
 
     @classmethod
     def from_environment(cls) -> Context:

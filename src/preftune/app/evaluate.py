@@ -25,6 +25,8 @@ from preftune.core.recipe import ModelConfig, Recipe
 from preftune.core.records import TokenisedExample
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from preftune.data.pipeline import PromptRow
     from preftune.evaluation.heldout import HeldOut
     from preftune.evaluation.rounds import RoundResult
@@ -66,6 +68,34 @@ class EvaluationResult:
             "seconds": self.seconds,
             "rounds": [one.to_dict() for one in self.rounds],
         }
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures by name."""
+        rate = self.win_rate
+        found = {"win_rate": rate.rate, "win_rate/low": rate.interval.low, "win_rate/high": rate.interval.high,
+                 "win_rate/prompts": float(rate.num_prompts)}  # fmt: skip
+        if self.held_out is not None:
+            found["held_out/accuracy"] = self.held_out.whole.accuracy
+        return found
+
+    def plot(self) -> Figure:
+        """Win rate and held-out accuracy with their intervals as a matplotlib figure."""
+        from preftune.app.plots import plot_rates
+
+        rates = {"win rate": (self.win_rate.rate, self.win_rate.interval.low, self.win_rate.interval.high)}
+        if self.same_judge is not None:
+            same = self.same_judge
+            rates["same judge as the pairs"] = (same.rate, same.interval.low, same.interval.high)
+        if self.held_out is not None:
+            whole = self.held_out.whole
+            rates["held-out accuracy"] = (whole.accuracy, whole.interval.low, whole.interval.high)
+        return plot_rates(rates)
+
+    def _repr_html_(self) -> str:
+        from preftune.app.plots import as_html
+
+        return as_html(self.verdict, self.summary(), self.plot())
 
     def summary(self) -> list[str]:
         """What a person reads."""

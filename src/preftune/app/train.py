@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.app.context import Context
 from preftune.app.holding import hold
@@ -13,12 +13,17 @@ from preftune.app.plan import Plan, plan, start_model
 from preftune.app.probes import ProbeMode, ask_model, is_switched_off
 from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
 from preftune.app.runs import RunFolder
+from preftune.app.series import Series, series_of
 from preftune.app.stages.base import StageWork, kind_of, say_and_refuse
 from preftune.core.errors import Interrupted, PreftuneError
 from preftune.core.events import Event, EventSink, Noted, ignore
-from preftune.core.files import append_jsonl, write_bytes, write_json
+from preftune.core.files import append_jsonl, read_jsonl, write_bytes, write_json
+from preftune.core.ids import digest_json
 from preftune.core.recipe import Recipe
 from preftune.core.rounds import seed_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,29 @@ class TrainResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON."""
         return {"run": str(self.run), "model": str(self.model), "baseline": self.baseline, "stages": self.stages}
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Series]]:
+        """Every metric of every stage over its steps: ``result.metrics["dpo"]["kl"].values``."""
+        return {name: series_of(rows) for name, rows in self._rows().items()}
+
+    def plot(self) -> Figure:
+        """The curves of every stage as a matplotlib figure."""
+        from preftune.app.plots import plot_stages
+
+        return plot_stages(self.metrics)
+
+    def _repr_html_(self) -> str:
+        from preftune.app.plots import as_html
+
+        lines = [f"{stage['name']}: {stage['status']}, {stage.get('steps', 0)} steps" for stage in self.stages]
+        return as_html(str(self.run.name), [*lines, f"model {self.model}"], self.plot())
+
+    def _rows(self) -> dict[str, list[dict[str, Any]]]:
+        folders = (
+            (stage["name"], RunFolder(self.run).stage_folder(index, stage["name"])) for index, stage in enumerate(self.stages)
+        )
+        return {name: read_jsonl(folder / "metrics.jsonl") for name, folder in folders}
 
 
 def prepare_process() -> None:
@@ -84,11 +112,12 @@ def _train_stages(
 ) -> TrainResult:
     """Train stage after stage; ``is_asked`` asks a model first whether it can do the task, where no probe did."""
 
-    def tell(event: Event, /) -> None:
+    def keep(event: Event, /) -> None:
         if isinstance(event, Noted):
             append_jsonl(run.path / "events.jsonl", {"level": event.level, "code": event.code, "message": event.message})
         sink(event)
 
+    tell = context.hooks.telling(keep)
     with hold(run.path, context.cache):
         return _train_held(made, run, tell, context, is_resumed=is_resumed, is_asked=is_asked)
 
@@ -141,12 +170,17 @@ def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
     from preftune.modeling.load import load_model
     from preftune.training.devices import choose_precision
     from preftune.training.loop import run_stage
+    from preftune.training.passed import identity_of, name_of
     from preftune.training.state import StagePlan
 
     recipe, index, run, data, start = work.recipe, work.index, work.run, work.data, work.start
     config = work.config
     folder = run.stage_folder(index, config.name)
+    loss, digest = work.context.hooks.loss_for(config), recipe_digest(recipe, config)
     facts = {"name": config.name, "method": config.method, "adapter": config.adapter, "start": start.name}
+    if loss is not None:
+        facts["passed_loss"] = name_of(loss)
+        digest = digest_json([digest, identity_of(loss)])
     run.update_stage(index, {**facts, "status": "running"})
     write_json(folder / "data.json", {"counts": data.counts, "notes": data.notes, "formats": data.formats, "audit": data.audit,
                                       "train": len(data.train), "select": len(data.select)})  # fmt: skip
@@ -162,9 +196,11 @@ def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
             select=data.select,
             folder=folder,
             seed=seed_of(recipe.seed, config.round),
-            recipe_digest=recipe_digest(recipe, config),
+            recipe_digest=digest,
             cache_folder=work.context.reference_cache,
             resume=work.is_resumed,
+            loss=loss,
+            stop_reason=work.context.hooks.stop_reason,
         ),
         sink,
     )
@@ -173,6 +209,9 @@ def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
         "status": "succeeded",
         "final": str(result.final.relative_to(run.path)),
         "steps": result.steps,
+        "kept_step": result.kept_step,
+        "best_value": result.best_value,
+        "ended": result.ended,
         "metrics": dict(result.metrics),
         "precision": precision,
         "reference_forwards": result.reference_forwards,

@@ -70,6 +70,13 @@ class Noted:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No event: what a callback returns to end the stage after the step at hand."""
+
+    reason: str
+
+
 Event: TypeAlias = StageStarted | Progress | StepDone | EvalDone | CheckpointSaved | StageFinished | Noted
 
 
