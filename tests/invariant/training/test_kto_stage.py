@@ -3,11 +3,19 @@
 import json
 
 import pytest
+import torch
 from tiny import labelled, losses_of, make_examples, make_plan
 
 from preftune.core.events import StageStarted
+from preftune.core.recipe import LoraConfig, ModelConfig
+from preftune.data.pack import pack_step
 from preftune.data.partners import with_partners
+from preftune.maths.losses.base import losses
+from preftune.modeling.adapters import add_lora, trainable_parameters
+from preftune.modeling.forward import Scorer
+from preftune.modeling.load import load_model
 from preftune.training.loop import run_stage
+from preftune.training.step import Objective, counts_of
 
 ROWS = with_partners(labelled(make_examples(12)), 64)
 SELECT = with_partners(labelled(make_examples(6, 1, prefix="select")), 64)
@@ -66,3 +74,26 @@ def test_training_tells_the_labels_apart(tmp_path, tiny_model):
 def test_rows_without_partners_are_refused(tmp_path, tiny_model):
     with pytest.raises(ValueError, match="has no partner"):
         run_stage(make_plan(tmp_path, tiny_model, labelled(make_examples(4)), [], **CHANGES))
+
+
+def test_partners_are_scored_without_dropout_and_without_a_graph(tiny_model):
+    model = add_lora(load_model(ModelConfig(name=str(tiny_model)), precision="float32").model, LoraConfig(rank=4, dropout=0.5), 0)
+    for parameter in trainable_parameters(model).values():
+        parameter.data += 0.05
+    objective = Objective(Scorer(model), losses.build("kto"), None)
+    packs = pack_step(ROWS[:6], 64)
+    model.train()
+    found = [objective.mismatched(packs).policy for _ in range(2)]
+    assert torch.equal(*found)
+    assert not found[0].requires_grad
+    assert model.training, "the model is put back as it was"
+    assert not torch.equal(*(objective.scorer.token_logps(packs[0]) for _ in range(2))), "and its dropout is on"
+
+
+def test_what_a_step_counts():
+    packs = pack_step(ROWS, 64)
+    counts = counts_of(packs)
+    assert counts["pair"] == len(ROWS)
+    assert counts["completion"] == sum(len(row.labels) for row in ROWS)
+    assert counts["token"] == sum(one.num_scored for row in ROWS for one in row.completions)
+    assert counts["chosen_token"] == sum(row.completions[0].num_scored for row in ROWS) < counts["token"]
