@@ -89,13 +89,19 @@ def propose(
 
     Raises
         Blocked: something else than memory is in the way.
-        PreftuneError: how much memory the machine has is not known.
+        PreftuneError: how much memory the machine has is not known, or a stage's data are made in the run.
     """
     limit = limit_or_machine(memory)
     if limit is None:
         raise PreftuneError("how much memory this machine has is not known here; give it with --memory SIZE")
     made = plan(recipe, sink, context=context)
     made.refuse()
+    unknown = [config.name for config, data in zip(recipe.stages, made.stages, strict=True) if not data.train]
+    if unknown:
+        raise PreftuneError(
+            f"stage {unknown[0]} has no examples before the run makes them, so it cannot be rehearsed; "
+            "make pairs with `preftune generate` and plan a recipe that trains on them"
+        )
     task = task_of(made, context)
     room = int(ROOM * limit.num_bytes)
     trials: list[Trial] = []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from preftune.judging.base import Judge
 
 DEFAULT_MAX_LENGTH = 2048
+NOT_THERE = "a stage has no examples, or the run makes them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def plan(
         findings += check_disk(recipe, [_bytes_of(config, shapes, recipe.model.dtype) for config in recipe.stages])
     made = Plan(recipe, stages, findings, {"positions": max_positions})
     if made.blockers or any(not data.train for data in stages):
-        return replace(made, probed=Probed(skipped="the blockers come first" if made.blockers else "a stage has no data"))
+        return replace(made, probed=Probed(skipped="the blockers come first" if made.blockers else NOT_THERE))
     probed = run_probes(task_of(made, context), probe, limit_or_machine(memory), sink)
     return replace(made, findings=[*findings, *probed.findings], probed=probed)
 

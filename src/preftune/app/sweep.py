@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.app.context import Context
 from preftune.app.recipes import load_recipe, read_mapping
 from preftune.app.runs import RunFolder, folder_name
+from preftune.app.stages.training import is_pending
 from preftune.core.errors import Blocked, Interrupted, PreftuneError, RecipeError, UsageError
 from preftune.core.events import EventSink, Noted, Progress, ignore
 from preftune.core.files import append_jsonl, read_json, read_jsonl, write_json
@@ -179,7 +180,16 @@ def _num_shared(recipes: Sequence[Recipe]) -> int:
         if any(stage != stages[0] for stage in stages):
             break
         count += 1
-    return min(count, min(len(one.stages) for one in recipes) - 1)
+    return _with_makers(first, min(count, min(len(one.stages) for one in recipes) - 1))
+
+
+def _with_makers(recipe: Recipe, count: int) -> int:
+    """At most ``count`` leading stages, such that no generate stage is parted from the one that trains on its pairs."""
+    makers = [index for index, stage in enumerate(recipe.stages) if stage.kind == "generate"]
+    for index, stage in enumerate(recipe.stages):
+        if index >= count and is_pending(stage):
+            count = min(count, max(maker for maker in makers if maker < index))
+    return count
 
 
 def _digest(grid: Grid) -> str:

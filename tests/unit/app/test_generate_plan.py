@@ -5,10 +5,11 @@ import json
 import pytest
 
 from preftune.app.context import Context
+from preftune.app.fix import propose
 from preftune.app.plan import plan
 from preftune.app.recipes import make_recipe
 from preftune.app.train import train
-from preftune.core.errors import Blocked
+from preftune.core.errors import Blocked, PreftuneError
 
 PAIRS_JUDGE = {"name": "rules", "rules": [{"kind": "lexicon", "name": "a", "words": ["glad"], "weight": 1.0}]}
 OTHER_JUDGE = {"name": "rules", "rules": [{"kind": "lexicon", "name": "b", "words": ["merry"], "weight": 1.0}]}
@@ -83,3 +84,8 @@ def test_a_stage_that_makes_no_pair_stops_the_run(made, tmp_path):
     run = next((tmp_path / "runs").iterdir())
     assert (run / "stages/1-generate/record/samples.jsonl").read_text().count("\n") == 4, "the record tells why"
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_setting_that_fits_is_not_searched_for_data_that_are_not_there(made):
+    with pytest.raises(PreftuneError, match=r"stage generate has no examples before the run makes them"):
+        propose(made().recipe, 10**12)

@@ -44,6 +44,21 @@ def test_leading_stages_are_shared_while_nothing_differs(path, axes, shared):
     assert make_grid(path, axes).num_shared == shared
 
 
+def test_pairs_are_made_by_the_point_that_trains_on_them(path):
+    text = """
+model: starter
+rounds: 2
+stages:
+  - {method: sft, data: pairs.jsonl}
+  - {method: generate, prompts: pairs.jsonl, judge: judge.yaml}
+  - {method: dpo}
+evaluation: {prompts: prompts.jsonl, judge: judge.yaml}
+"""
+    path.write_text(text, encoding="utf-8")
+    assert make_grid(path, ["stages.2.lr=1e-6,1e-5"]).num_shared == 1
+    assert make_grid(path, ["evaluation.decoding.temperature=0.5,1"]).num_shared == 3, "the first round, not half of the second"
+
+
 def test_the_recipe_may_hold_the_grid(path):
     path.write_text(TWO_STAGES + "sweep: {stages.1.beta: [0.05, 0.5]}\n", encoding="utf-8")
     assert len(make_grid(path, []).points) == 2
