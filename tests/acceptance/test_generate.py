@@ -14,7 +14,8 @@ from preftune.judging.base import Candidate
 from preftune.judging.rules import load_rules
 
 STARTER = Path(__file__).resolve().parents[2] / "src" / "preftune" / "starter"
-SMALL = ["--limit", "16", "--samples", "3", "decoding.batch_size=6", "decoding.max_new_tokens=150", "decoding.temperature=0.9"]
+DECODING = ["decoding.batch_size=6", "decoding.max_new_tokens=60", "decoding.temperature=0.9"]
+SMALL = ["--limit", "16", "--samples", "3", *DECODING, "guards.require_complete=false"]
 MADE = ("drawn.jsonl", "judgements.jsonl", "samples.jsonl", "summary.json")
 
 
@@ -66,7 +67,7 @@ def test_the_verb_makes_pairs_that_resume_byte_for_byte(preftune, tmp_path, envi
     assert len(read_examples([str(tmp_path / "whole/pairs.jsonl")], strict=True).examples) == len(pairs)
 
     drawn = tmp_path / "killed/pairs-record/drawn.jsonl"
-    kill_when(verb("killed/pairs.jsonl"), lambda: drawn.is_file() and drawn.stat().st_size > 3000, tmp_path, environment)
+    kill_when(verb("killed/pairs.jsonl"), lambda: drawn.is_file() and drawn.stat().st_size > 0, tmp_path, environment)
     before = drawn.read_bytes()
     assert 0 < before.count(b"\n") < 48, "killed in the middle"
     assert not (tmp_path / "killed/pairs.jsonl").exists()
@@ -91,18 +92,20 @@ model: starter
 seed: 3
 adapter: full
 rounds: 2
-prompts_per_round: 10
+prompts_per_round: 8
 stages:
   - method: generate
     prompts: pairs.jsonl
     judge: {pairs_judge}
-    decoding: {{temperature: 0.9, max_new_tokens: 160, batch_size: 8}}
-  - {{method: dpo, beta: 0.1, lr: 1e-4, pairs_per_step: 4, data: {{select: 0.2}}}}
+    samples: 3
+    guards: {{require_complete: false}}
+    decoding: {{temperature: 0.9, max_new_tokens: 60, batch_size: 6}}
+  - {{method: dpo, beta: 0.1, lr: 1e-4, pairs_per_step: 2, data: {{select: 0.2}}}}
 evaluation:
   prompts: {verdict}
   judge: {judge}
-  limit: 12
-  decoding: {{temperature: 0.7, max_new_tokens: 100, batch_size: 64}}
+  limit: 8
+  decoding: {{temperature: 0.7, max_new_tokens: 40, batch_size: 64}}
 """
 
 
@@ -126,18 +129,18 @@ def test_rounds_run_end_to_end_and_resume_inside_the_second(preftune, pairs, tmp
         {row["prompt_digest"] for row in lines(run / f"stages/{name}/record/samples.jsonl")}
         for name in ("1-generate-r1", "3-generate-r2")
     ]
-    assert [len(part) for part in parts] == [10, 10]
+    assert [len(part) for part in parts] == [8, 8]
     assert not parts[0] & parts[1]
     rounds = json.loads((run / "evaluation/report.json").read_text())["rounds"]
     assert [one["round"] for one in rounds] == [1, 2]
-    assert rounds[1]["against_before"]["num_prompts"] == 12
+    assert rounds[1]["against_before"]["num_prompts"] == 8
     assert rounds[1]["gain_interval"]["low"] <= rounds[1]["gain"] <= rounds[1]["gain_interval"]["high"]
     for name in ("report.md", "report.html"):
         assert "Round 2" in (run / "evaluation" / name).read_text(), name
 
     def in_second_round():
         found = list((tmp_path / "killed").glob("*/stages/3-generate-r2/record/drawn.jsonl"))
-        return bool(found) and found[0].stat().st_size > 2000
+        return bool(found) and found[0].stat().st_size > 0
 
     kill_when(["train", recipe, "output=killed"], in_second_round, tmp_path, environment)
     killed = next((tmp_path / "killed").iterdir())
