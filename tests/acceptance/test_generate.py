@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from preftune.app.generate import generate_pairs
 from preftune.data.pipeline import read_examples
 from preftune.judging.base import Candidate
 from preftune.judging.rules import load_rules
@@ -78,7 +79,10 @@ def test_the_verb_makes_pairs_that_resume_byte_for_byte(preftune, tmp_path, envi
     judged = tmp_path / "killed/pairs-record/judgements.jsonl"
     judged.write_bytes(judged.read_bytes()[:-700])  # as a kill between two judgements, and inside one, leaves it
     (tmp_path / "killed/pairs.jsonl").unlink()
-    assert preftune(*verb("killed/pairs.jsonl")).returncode == 0
+    files = {"prompts": str(STARTER / "verdict.jsonl"), "judge": str(STARTER / "judge_pairs.yaml")}
+    keys = {**files, "limit": 16, "samples": 3}
+    resumed = generate_pairs("starter", keys, SMALL[4:], out=tmp_path / "killed/pairs.jsonl")
+    assert resumed.facts["pairs"] == len(pairs)
     for name in MADE:
         assert (drawn.parent / name).read_bytes() == (record / name).read_bytes(), name
     assert (tmp_path / "killed/pairs.jsonl").read_bytes() == (tmp_path / "whole/pairs.jsonl").read_bytes()
