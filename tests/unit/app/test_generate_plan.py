@@ -89,3 +89,10 @@ def test_a_stage_that_makes_no_pair_stops_the_run(made, tmp_path):
 def test_a_setting_that_fits_is_not_searched_for_data_that_are_not_there(made):
     with pytest.raises(PreftuneError, match=r"stage generate has no examples before the run makes them"):
         propose(made().recipe, 10**12)
+
+
+def test_a_judge_of_the_result_that_cannot_be_read_or_pays_for_length(made, tmp_path):
+    assert "unreadable_evaluation" in blockers(made(judge=str(tmp_path / "none.yaml")))
+    lengthy = {"name": "rules", "rules": [{"kind": "lexicon", "words": ["merry"], "measure": "count", "weight": 1.0}]}
+    assert "judge_rewards_length" in {one.code for one in made(judge=lengthy).findings}
+    assert "judge_rewards_length" not in {one.code for one in made().findings}
