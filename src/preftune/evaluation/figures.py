@@ -71,6 +71,7 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Reward margin (chosen − rejected)", (("rewards/margins", ACCENT),)),
     ("Reward accuracy", (("rewards/accuracies", ACCENT),)),
     ("Log-probability of completions (nats)", (("logps/chosen", ACCENT), ("logps/rejected", SECOND))),
+    ("KL to the start, sampled (nats a completion)", (("kl", ACCENT),)),
 )
 
 
