@@ -50,17 +50,24 @@ class CheckReport:
         return lines
 
 
-def check(files: Sequence[str], format_name: str | None = None) -> CheckReport:
+def check(
+    files: Sequence[str], format_name: str | None = None, *, columns: str | None = None, labels: str | None = None
+) -> CheckReport:
     """Read every row of the files as the trainer would, in constant memory.
 
+    columns, labels: ``prompt=question,chosen=good`` and ``1=first,2=second``, for files of no known format.
+
     Raises
+        UsageError: a mapping that makes no sense.
         InputError: a file cannot be read at all (missing, empty, of no known format).
     """
     from preftune.data.audit import Audit
+    from preftune.data.columns import parse_columns
     from preftune.data.pipeline import check_files
 
     audit = Audit()
-    result = check_files(files, format=format_name, max_reported=MAX_REPORTED, on_example=audit.add)
+    mapping = parse_columns(columns, labels)
+    result = check_files(files, format=format_name, columns=mapping, max_reported=MAX_REPORTED, on_example=audit.add)
     reasons = {reason: count for reason, count in result.counts.items() if reason not in {"rows", "kept"}}
     return CheckReport(
         formats=result.formats,

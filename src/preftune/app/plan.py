@@ -158,7 +158,9 @@ def limit_of(data: DataConfig | None, max_positions: int) -> int:
 
 def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: int) -> StageData:
     """Read, split and tokenise the data of a stage; every row left out is accounted for."""
+    from preftune.core.records import expand_ranking
     from preftune.data.audit import audit
+    from preftune.data.columns import Columns
     from preftune.data.contradictions import near_contradiction_facts
     from preftune.data.partners import with_partners
     from preftune.data.pipeline import read_examples
@@ -169,15 +171,20 @@ def read_stage(recipe: Recipe, config: StageConfig, tokenizer: Any, max_length: 
     data = config.data
     if data is None:
         return StageData([], [], [], {}, {}, {}, {}, [], has_chat_rows=False)
-    read = read_examples(data.train, format=data.format, style=data.style, strict=data.strict, limit=data.limit)
+    columns = Columns(data.columns, data.labels)
+    how: dict[str, Any] = {"format": data.format, "style": data.style, "strict": data.strict, "columns": columns}
+    read = read_examples(data.train, **how, limit=data.limit)
     examples, excluded, formats = read.examples, list(read.excluded), dict(read.formats)
     held_out: list[Example] = []
     if isinstance(data.select, str):
-        other = read_examples([data.select], format=data.format, style=data.style, strict=data.strict)
+        other = read_examples([data.select], **how)
         held_out, excluded = other.examples, excluded + other.excluded
         formats.update(other.formats)
     elif data.select > 0:
         examples, held_out = split_by_prompt(examples, data.select, recipe.seed)
+    examples, held_out = (
+        [one for example in part for one in expand_ranking(example, data.rankings)] for part in (examples, held_out)
+    )
     has_chat_rows = any(example.style == "chat" for example in examples)
     if has_chat_rows and not tokenizer.has_chat_template:
         return StageData([], [], excluded, {}, {}, formats, {}, [], has_chat_rows=True)

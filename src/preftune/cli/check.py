@@ -15,6 +15,7 @@ Examples:
   preftune check pairs.jsonl
   preftune check train.jsonl.gz more.parquet --json
   preftune check odd.csv --format alpaca-preference
+  preftune check votes.csv --columns prompt=question,first=a,second=b,label=who --labels 1=first,2=second,0=tie
 
 Exit code 0 when every row is good, 1 when a row is bad."""
 
@@ -22,13 +23,17 @@ Exit code 0 when every row is good, 1 when a row is bad."""
 @click.command("check", epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "format_name", help="Name the format instead of detecting it; `preftune ls formats` lists them.")
+@click.option("--columns", metavar="FIELD=COLUMN,...", help="Which column holds what, for a file of no known format.")
+@click.option("--labels", metavar="VALUE=LABEL,...", help="What the label column's values mean: first, second, tie, true, false.")
 @click.option("--all", "show_all", is_flag=True, help=f"Print every bad row, not only the first {SHOWN_ROWS}.")
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
-def command(files: tuple[Path, ...], format_name: str | None, show_all: bool, is_json: bool) -> int:
+def command(
+    files: tuple[Path, ...], format_name: str | None, columns: str | None, labels: str | None, show_all: bool, is_json: bool
+) -> int:
     """Validate data files: every bad row with its line, field, reason and an excerpt."""
     from preftune.app.check import check
 
-    report = check([str(file) for file in files], format_name)
+    report = check([str(file) for file in files], format_name, columns=columns, labels=labels)
     if is_json:
         print_json(report.to_dict())
         return report.exit_code

@@ -21,6 +21,7 @@ VERBS = {
     "init": "A recipe and a small data set that run at once.",
     "demo": "Align the embedded starter model and print the verdict.",
     "check": "Validate data files: every bad row with line, field and reason.",
+    "convert": "Convert data files between formats.",
     "generate": "Make pairs: sample from a model, judge, pair.",
     "plan": "Say what a recipe would do, and refuse what cannot work.",
     "train": "Train every stage of a recipe.",

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TEMPORARY_PREFIX = ".writing-"
 
@@ -27,21 +27,24 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically. A device or a pipe (/dev/null, /dev/stdout) is written to: it has no content to protect.
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of ``path`` when it is whole; nothing changes where the work fails.
+
+    A device or a pipe (/dev/null, /dev/stdout) is written to directly: it has no content to protect.
 
     Raises
         OSError: the path cannot be written, or is a folder.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         with path.open("wb") as file:
-            file.write(content)
+            yield file
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o666 & ~_umask())
@@ -50,6 +53,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_path(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -44,11 +44,13 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where examples come from and what fits.
 
-    train: one file or several; ``previous`` is the file that the nearest generate stage before makes. style: ``text``
-    for raw text or ``chat`` for the chat template, where the format leaves it open. select: a file, or the share of
-    prompt groups to hold out for choosing checkpoints. max_length: prompt + completion, in tokens, ``None`` = what the
-    model's positions allow, at most 2,048. too_long: ``exclude`` the row, or ``cut`` the completions (never the prompt;
-    a cut one has no end token).
+    train: one file or several. style: ``text`` for raw text or ``chat`` for the chat template, where the format
+    leaves it open. select: a file, or the share of prompt groups to hold out for choosing checkpoints.
+    max_length: prompt + completion, in tokens, ``None`` = what the model's positions allow, at most 2,048.
+    too_long: ``exclude`` the row, or ``cut`` the completions (never the prompt; a cut one has no end token).
+    columns: which column holds what, for files of no known format (``{prompt: question, chosen: good}``); labels: what the
+    values of the label column mean (``{"1": first, "2": second, "0": tie}``). rankings: which pairs a ranking of several
+    completions gives: the best against the worst, all, or each against those of the next rank.
     """
 
     train: tuple[str, ...]
@@ -59,6 +61,9 @@ class DataConfig(Section):
     too_long: Literal["exclude", "cut"] = "exclude"
     limit: Positive | None = None
     strict: bool = False
+    columns: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+    rankings: Literal["best_worst", "all", "adjacent"] = "best_worst"
 
 
 class LoraConfig(Section):

@@ -7,7 +7,8 @@ frozen dataclasses with slots, not pydantic models: a million of them pass throu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal, TypeAlias
 
 from preftune.core.ids import digest_json
@@ -252,6 +253,30 @@ def pairs_of_example(example: Example) -> tuple[PreferencePair, ...]:
         return (PreferencePair(example.prompt, chosen, rejected),)
     pair = pair_of(example)
     return () if pair is None else (pair,)
+
+
+def expand_ranking(example: Example, rule: str) -> list[Example]:
+    """The comparisons that a ranking stands for, as examples of their own; any other example as it is.
+
+    Parameters
+        rule: ``all`` pairs of different rank; ``adjacent``, each with those of the next rank; ``best_worst`` leaves the
+            ranking as it is, because ``pairs_of_example`` takes the best and the worst of it.
+
+    >>> p, *answers = (Message("user", "q"),), *((Message("assistant", text),) for text in "abc")
+    >>> ranking = Example(p, tuple(answers), Ranking((1, 2, 3)), Provenance("f", 1))
+    >>> [len(expand_ranking(ranking, rule)) for rule in ("best_worst", "adjacent", "all")]
+    [1, 2, 3]
+    """
+    judgement = example.judgement
+    if rule == "best_worst" or not isinstance(judgement, Ranking):
+        return [example]
+    distinct = sorted(set(judgement.ranks))
+    found = []
+    for (one, rank), (other, worse) in combinations(sorted(enumerate(judgement.ranks), key=lambda both: both[1]), 2):
+        if rank < worse and (rule == "all" or distinct.index(worse) == distinct.index(rank) + 1):
+            completions = (example.completions[one], example.completions[other])
+            found.append(replace(example, completions=completions, judgement=Preference("first")))
+    return found
 
 
 def unpaired_of(example: Example) -> tuple[tuple[Messages, bool], ...]:

@@ -19,6 +19,7 @@ from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.files import write_text
 from preftune.core.ids import digest_json
 from preftune.core.records import Example, Excluded, Messages, Provenance, pair_of
+from preftune.data.columns import Columns
 from preftune.data.formats.base import ROWS_LOOKED_AT, Format, Style, detect, formats
 from preftune.data.sources.base import Row, Source, UnreadableRow, excerpt_of, source_for
 
@@ -26,6 +27,7 @@ ROWS_BETWEEN_REPORTS = 1000
 NO_ROW_READ = "unknown"
 """The format of a file of which no row could be read."""
 
+NO_COLUMNS = Columns()
 Numbered: TypeAlias = tuple[int, Row | UnreadableRow]
 
 
@@ -37,7 +39,8 @@ class ReadResult:
         examples: the rows that are kept, in order.
         excluded: the rows that are not, in order; ``counts`` knows how many there are where only some are held.
         formats: the format of each file.
-        counts: ``rows``, ``kept`` and, for each reason, the number of rows left out.
+        counts: ``rows`` read, examples ``kept`` and, for each reason, how many were left out. A row is an example in most
+            formats; a row that is a tree holds many.
     """
 
     examples: list[Example] = field(default_factory=list)
@@ -47,8 +50,8 @@ class ReadResult:
 
     @property
     def num_excluded(self) -> int:
-        """Rows left out."""
-        return self.counts.get("rows", 0) - self.counts.get("kept", 0)
+        """Examples left out, and rows that hold none."""
+        return sum(count for reason, count in self.counts.items() if reason not in {"rows", "kept"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Reader:
 
     Parameters
         paths: the files, read one after the other.
-        format, style: force what is otherwise decided by content.
+        format, style: force what is otherwise decided by content. columns: what the files' own columns are called.
         on_excluded: called for each row left out.
     """
 
@@ -79,9 +82,11 @@ class Reader:
         *,
         format: str | None = None,  # noqa: A002 - the word of the recipe
         style: Style | None = None,
+        columns: Columns = NO_COLUMNS,
         on_excluded: Callable[[Excluded], None] | None = None,
         on_progress: EventSink = ignore,
     ) -> None:
+        self._columns = columns
         self.formats: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.contradicted: set[int] = set()
@@ -90,7 +95,8 @@ class Reader:
         self._style = style
         self._on_excluded = on_excluded
         self._on_progress = on_progress
-        self._seen: dict[int, tuple[int, int, int]] = {}
+        self._seen: dict[int, tuple[int, int, int, int]] = {}
+        self._serial = 0
 
     def __iter__(self) -> Iterator[Example]:
         for place, path in enumerate(self._paths):
@@ -98,7 +104,7 @@ class Reader:
 
     def _file(self, path: str, place: int) -> Iterator[Example]:
         _, source = source_for(Path(path))
-        name, reader, rows = _recognise(path, source, self._format, self._style)
+        name, reader, rows = _recognise(path, source, self._format, self._style, columns=self._columns)
         self.formats[path] = name
         has_rows = False
         for number, row in rows:
@@ -106,14 +112,17 @@ class Reader:
             self.counts["rows"] += 1
             if self.counts["rows"] % ROWS_BETWEEN_REPORTS == 0:
                 self._on_progress(Progress(f"reading {path}", self.counts["rows"], 0))
-            try:
-                example = _example(row, reader, Provenance(path, number))
-                self._check_new(example, place)
-            except BadRow as bad:
-                self._exclude(Excluded(path, number, bad.reason, bad.detail, bad.field, _excerpt(row)))
-                continue
-            self.counts["kept"] += 1
-            yield example
+            for found in _examples(row, reader, Provenance(path, number)):
+                try:
+                    if isinstance(found, BadRow):
+                        raise found
+                    self._check_new(found, place)
+                except BadRow as bad:
+                    field = self._columns.given_name(bad.field)
+                    self._exclude(Excluded(path, number, bad.reason, bad.detail, field, _excerpt(row)))
+                    continue
+                self.counts["kept"] += 1
+                yield found
         if not has_rows:
             raise InputError(f"{path} is empty: it has no rows")
 
@@ -125,8 +134,9 @@ class Reader:
     def _check_new(self, example: Example, place: int) -> None:
         """Refuse an example that repeats or contradicts an earlier one."""
         key, side = _identity(example)
-        earlier = self._seen.setdefault(key, (side, place, example.provenance.line))
-        if earlier == (side, place, example.provenance.line):
+        self._serial += 1  # a row may hold several examples, so its line does not tell them apart
+        earlier = self._seen.setdefault(key, (side, place, example.provenance.line, self._serial))
+        if earlier[3] == self._serial:
             return
         where = f"line {earlier[2]}" + ("" if earlier[1] == place else f" of {self._paths[earlier[1]]}")
         if earlier[0] == side:
@@ -150,6 +160,7 @@ def read_examples(
     *,
     format: str | None = None,  # noqa: A002 - the word of the recipe
     style: Style | None = None,
+    columns: Columns = NO_COLUMNS,
     strict: bool = False,
     limit: int | None = None,
     on_progress: EventSink = ignore,
@@ -158,7 +169,7 @@ def read_examples(
 
     Parameters
         format: a registered format; otherwise recognised by content, file by file.
-        style: ``text`` or ``chat``, where the format leaves it open.
+        style: ``text`` or ``chat``, where the format leaves it open. columns: what the files' own columns are called.
         strict: refuse files with a bad row (duplicates and contradictions are bad rows too).
         limit: stop after so many examples.
 
@@ -166,7 +177,7 @@ def read_examples(
         InputError: a file cannot be read, holds nothing to learn from, or (strict) has bad rows.
     """
     excluded: list[Excluded] = []
-    reader = Reader(paths, format=format, style=style, on_excluded=excluded.append, on_progress=on_progress)
+    reader = Reader(paths, format=format, style=style, columns=columns, on_excluded=excluded.append, on_progress=on_progress)
     examples = list(itertools.islice(_with_completions(reader), limit))
     examples = [example for example in examples if not reader.is_contradicted(example)]
     if strict and excluded:
@@ -184,6 +195,7 @@ def check_files(
     *,
     format: str | None = None,  # noqa: A002 - the word of the recipe
     style: Style | None = None,
+    columns: Columns = NO_COLUMNS,
     max_reported: int = 1000,
     on_example: Callable[[Example], None] | None = None,
     on_progress: EventSink = ignore,
@@ -195,7 +207,7 @@ def check_files(
         if len(excluded) < max_reported:
             excluded.append(row)
 
-    reader = Reader(paths, format=format, style=style, on_excluded=keep, on_progress=on_progress)
+    reader = Reader(paths, format=format, style=style, columns=columns, on_excluded=keep, on_progress=on_progress)
     for example in reader:
         if on_example is not None:
             on_example(example)
@@ -237,12 +249,11 @@ def read_prompts(
     _, source = source_for(Path(path))
     name, reader, rows = _recognise(path, source, None, style, prefer="prompts")
     for number, row in rows:
-        try:
-            example = _example(row, reader, Provenance(path, number))
+        for example in _examples(row, reader, Provenance(path, number)):
+            if isinstance(example, BadRow):
+                excluded.append(Excluded(path, number, example.reason, example.detail, example.field, _excerpt(row)))
+                continue
             key = digest_json([example.style, [message.to_dict() for message in example.prompt]])
-        except BadRow as bad:
-            excluded.append(Excluded(path, number, bad.reason, bad.detail, bad.field, _excerpt(row)))
-        else:
             row_found = PromptRow(example.prompt, example.style, example.provenance, example.tools)
             if found.setdefault(key, row_found) is not row_found and on_repeated is not None:
                 on_repeated(row_found)
@@ -270,10 +281,12 @@ def _with_completions(reader: Reader) -> Iterator[Example]:
 
 
 def _recognise(
-    path: str, source: Source, name: str | None, style: Style | None, prefer: str | None = None
+    path: str, source: Source, name: str | None, style: Style | None, prefer: str | None = None, columns: Columns = NO_COLUMNS
 ) -> tuple[str, Format, Iterator[Numbered]]:
     """The format of a file by its first good rows, its reader, and all rows of the file from the first one on."""
-    rows = source.rows(Path(path))
+    rows: Iterator[Numbered] = source.rows(Path(path))
+    if columns:
+        rows = _mapped(rows, columns, path)
     if name is None:
         looked_at: list[Numbered] = []
         good: list[Row] = []
@@ -293,6 +306,18 @@ def _recognise(
     return name, formats.build(name, {"style": style}), rows
 
 
+def _mapped(rows: Iterator[Numbered], columns: Columns, path: str) -> Iterator[Numbered]:
+    is_checked = False
+    for number, row in rows:
+        if isinstance(row, UnreadableRow):
+            yield number, row
+            continue
+        if not is_checked:
+            columns.check(row, path)
+            is_checked = True
+        yield number, columns.apply(row)
+
+
 def _only_bad(path: str, looked_at: list[Numbered], rows: Iterator[Numbered]) -> Iterator[Numbered]:
     """Rows of a file whose beginning has no good one: refused where a good one follows so late."""
     for number, row in itertools.chain(looked_at, rows):
@@ -301,15 +326,30 @@ def _only_bad(path: str, looked_at: list[Numbered], rows: Iterator[Numbered]) ->
         yield number, row
 
 
-def _example(row: Row | UnreadableRow, reader: Format, provenance: Provenance) -> Example:
+def _examples(row: Row | UnreadableRow, reader: Format, provenance: Provenance) -> Iterator[Example | BadRow]:
+    """Every example of a row, or what is bad about it."""
     if isinstance(row, UnreadableRow):
-        raise row
-    example = reader.read(row, provenance)
+        yield row
+        return
+    try:
+        found = reader.read(row, provenance)
+    except BadRow as bad:
+        yield bad
+        return
+    for one in (found,) if isinstance(found, Example) else found:
+        try:
+            yield one if isinstance(one, BadRow) else _checked(one)
+        except BadRow as bad:
+            yield bad
+
+
+def _checked(example: Example) -> Example:
+    """The example, if all of it is text that can be written; ``BadRow`` otherwise."""
     messages = [*example.prompt, *(message for completion in example.completions for message in completion)]
     try:
         for message in messages:
             message.content.encode()
-            if message.tool_calls or message.name is not None:
+            if len(message.to_dict()) > 2:
                 json.dumps(message.to_dict(), ensure_ascii=False).encode()
         if example.tools:
             json.dumps([dict(tool) for tool in example.tools], ensure_ascii=False).encode()

@@ -220,7 +220,9 @@ def test_messages_are_split_at_the_first_answer():
     assert refused("messages", {"messages": ASK}) == ("no_assistant_turn", "messages")
     assert refused("messages", {"messages": ASK + GOOD + ASK}) == ("does_not_end_in_assistant", "messages")
     weighted = {"messages": [*ASK, {"role": A, "content": "1", "weight": 0}]}
-    assert refused("messages", weighted) == ("unsupported_field", "messages.1.weight")
+    assert refused("messages", weighted) == ("no_assistant_turn", "messages")
+    behind = {"messages": [*ASK, *GOOD, *ASK, {"role": A, "content": "1", "weight": 0}]}
+    assert refused("messages", behind) == ("unsupported_field", "messages.3.weight")
 
 
 def test_prompts():

@@ -23,7 +23,7 @@ class Alpaca:
 
     def matches(self, row: Row) -> bool:
         """Has instruction and output, and no pair."""
-        return has(row, "instruction", "output") and not has(row, "chosen") and not has(row, "rejected")
+        return has(row, "instruction", "output") and not any(has(row, key) for key in ("chosen", "rejected", "kto_tag"))
 
     def read(self, row: Row, provenance: Provenance) -> Example:
         """The demonstration in a row."""

@@ -7,9 +7,9 @@ a bad row. Nothing is guessed row by row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from preftune.core.errors import InputError
+from preftune.core.errors import BadRow, InputError, PreftuneError
 from preftune.core.records import Example, Provenance
 from preftune.core.registry import Registry
 
@@ -19,8 +19,16 @@ Style: TypeAlias = Literal["chat", "text"]
 ROWS_LOOKED_AT = 100
 
 
+Parsed: TypeAlias = "Example | Sequence[Example | BadRow]"
+"""What a row holds: one example; or several, in formats whose row is a tree or a set, with what is bad among them."""
+
+
 class Format(Protocol):
-    """Reads one schema. ``style`` forces raw text or chat where the schema leaves it open."""
+    """Reads one schema. ``style`` forces raw text or chat where the schema leaves it open.
+
+    A format that can also be written has ``write(example) -> row``, which raises ``CannotHold`` for what its schema has no
+    place for.
+    """
 
     @property
     def style(self) -> Style | None:
@@ -29,8 +37,29 @@ class Format(Protocol):
     def matches(self, row: Row) -> bool:
         """Whether the row has the fields of this format; says nothing of their content."""
 
-    def read(self, row: Row, provenance: Provenance) -> Example:
-        """The example in a row; raises ``BadRow`` with the field at fault."""
+    def read(self, row: Row, provenance: Provenance) -> Parsed:
+        """The example or examples in a row; raises ``BadRow`` with the field at fault."""
+
+
+@runtime_checkable
+class WritableFormat(Protocol):
+    """A format that examples are converted to."""
+
+    def write(self, example: Example) -> dict[str, Any]:
+        """The row of an example; CannotHold where the schema has no place for it."""
+
+
+class CannotHold(PreftuneError):
+    """An example that a format has no place for.
+
+    Parameters
+        reason: a short stable slug that is counted. detail: one sentence.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
 
 
 formats: Registry[Format] = Registry("format", "preftune.data.formats", "preftune.formats")
@@ -55,3 +84,8 @@ def detect(rows: Sequence[Row], path: str) -> str:
             f"{path}: no known format has the fields of the first row ({fields}); there is {', '.join(formats.names())}"
         )
     return best
+
+
+def writable_formats() -> list[str]:
+    """Names of the formats that examples can be converted to."""
+    return [name for name in formats.names() if hasattr(formats.factory(name), "write")]

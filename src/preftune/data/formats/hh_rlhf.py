@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from preftune.core.errors import BadRow
 from preftune.core.records import Example, Message, Messages, Provenance
-from preftune.data.formats.base import Row, Style, formats
-from preftune.data.formats.pairs import chat_pair, text_pair
+from preftune.data.formats.base import CannotHold, Row, Style, formats
+from preftune.data.formats.pairs import chat_pair, decisive_pair, no_tools, plain_text, text_pair
 from preftune.data.formats.turns import text_field
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -48,6 +49,29 @@ class HhRlhf:
         if len(ours) != len(theirs):
             raise BadRow("prompts_differ", f"the dialogues have {len(ours)} and {len(theirs)} turns", field="rejected")
         return chat_pair(ours[:-1], ours[-1:], theirs[-1:], provenance, names=("chosen", "chosen", "rejected"))
+
+    def write(self, example: Example) -> dict[str, Any]:
+        """The row of a decisive pair of dialogues between a user and an assistant."""
+        no_tools(example)
+        pair = decisive_pair(example)
+        if example.style == "text":
+            if not pair.prompt[0].content.endswith(LAST_ANSWER):
+                raise CannotHold("raw_text", "the format holds dialogues, and the prompt ends in no Assistant: turn")
+            return {side: pair.prompt[0].content + getattr(pair, side)[0].content for side in ("chosen", "rejected")}
+        row = {}
+        for side in ("chosen", "rejected"):
+            completion: Messages = getattr(pair, side)
+            plain_text(completion, f"{side} completion")
+            row[side] = "".join(_said(message) for message in (*pair.prompt, *completion))
+        return row
+
+
+def _said(message: Message) -> str:
+    if message.role not in {"user", "assistant"} or len(message.to_dict()) > 2:
+        raise CannotHold("several_turns", f"the format has no place for a {message.role} turn with what it holds")
+    if SPEAKER.search("\n\n" + message.content) or message.content != message.content.strip():
+        raise CannotHold("ambiguous_text", "a turn's text would be read back as another turn, or without its blanks")
+    return f"\n\n{'Human' if message.role == 'user' else 'Assistant'}: {message.content}"
 
 
 def _is_dialogue(value: object) -> bool:

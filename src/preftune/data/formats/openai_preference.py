@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from preftune.core.errors import BadRow
 from preftune.core.records import Example, Provenance
 from preftune.data.formats.base import Row, Style, formats, has
-from preftune.data.formats.pairs import chat_pair, refuse_text
+from preftune.data.formats.pairs import chat_pair, conversation_only, decisive_pair, refuse_text, rows_of
 from preftune.data.formats.turns import tools_of, turns
 from preftune.data.sources.base import kind_of
 
@@ -40,3 +41,12 @@ class OpenAIPreference:
             tools=tools_of(given.get("tools"), "input.tools"),
             names=("input.messages", "preferred_output", "non_preferred_output"),
         )
+
+    def write(self, example: Example) -> dict[str, Any]:
+        """The row of a decisive pair of conversations."""
+        conversation_only(example)
+        pair = decisive_pair(example)
+        given: dict[str, Any] = {"messages": rows_of(pair.prompt)}
+        if example.tools:
+            given["tools"] = [dict(tool) for tool in example.tools]
+        return {"input": given, "preferred_output": rows_of(pair.chosen), "non_preferred_output": rows_of(pair.rejected)}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from preftune.core.errors import BadRow
-from preftune.core.records import Example, Messages, Provenance
+from preftune.core.records import Example, Messages, Preference, Provenance
 from preftune.data.formats.base import Row, Style, formats, has
 from preftune.data.formats.hh_rlhf import HhRlhf
-from preftune.data.formats.pairs import chat_pair, refuse_text, text_pair
-from preftune.data.formats.turns import assistant, text_field, tools_of, turns, user
+from preftune.data.formats.pairs import chat_pair, decisive_pair, refuse_text, text_pair, written_pair
+from preftune.data.formats.turns import assistant, number_field, text_field, tools_of, turns, user
 
 
 @formats.register("trl-preference")
@@ -31,10 +31,18 @@ class TrlPreference:
         """Has chosen and rejected, and nothing that belongs to a richer format."""
         if not has(row, "chosen", "rejected") or HhRlhf().matches(row):
             return False
-        return not any(has(row, key) for key in ("instruction", "messages", "conversations"))
+        richer = ("instruction", "messages", "conversations", "question", "kto_tag")
+        return not any(has(row, key) for key in richer) and not has(row, "score_chosen", "score_rejected")
 
     def read(self, row: Row, provenance: Provenance) -> Example:
-        """The pair in a row."""
+        """The pair in a row; ``strength`` (0 to 3) and ``confidence`` beside it are kept."""
+        example = self._pair(row, provenance)
+        if row.get("strength") is None and row.get("confidence") is None:
+            return example
+        strength, confidence = number_field(row, "strength", 0.0, 3.0), number_field(row, "confidence", 0.5, 1.0)
+        return replace(example, judgement=Preference("first", strength or 0.0, confidence))
+
+    def _pair(self, row: Row, provenance: Provenance) -> Example:
         for field in ("chosen", "rejected"):
             if row.get(field) is None:
                 raise BadRow("missing_field", f"{field} is missing", field=field)
@@ -54,6 +62,15 @@ class TrlPreference:
         if self.style == "chat":
             return chat_pair(user(prompt), assistant(chosen), assistant(rejected), provenance, tools=_tools(row))
         return text_pair(prompt, chosen, rejected, provenance)
+
+    def write(self, example: Example) -> dict[str, Any]:
+        """The row of a decisive pair: texts for raw text, lists of messages for conversations."""
+        pair, row = decisive_pair(example), written_pair(example)
+        if pair.strength:
+            row["strength"] = pair.strength
+        if pair.confidence is not None:
+            row["confidence"] = pair.confidence
+        return row
 
     def _conversations(self, row: Row, provenance: Provenance) -> Example:
         refuse_text(self.style)

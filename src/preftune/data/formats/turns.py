@@ -1,12 +1,13 @@
 """Conversations in rows: reading messages and checking that they make sense.
 
 Fields of a message that are kept: role (``developer`` is ``system``), content (a list of text parts is joined), name,
-tool_calls. Others, such as ``tool_call_id``, are left out.
+tool_calls, tool_call_id, reasoning_content. Others are left out.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -23,6 +24,20 @@ def text_field(row: Mapping[str, Any], field: str) -> str:
     if not isinstance(value, str):
         raise BadRow("wrong_type", f"{field} is {kind_of(value)}, expected text", field=field)
     return value
+
+
+def number_field(row: Mapping[str, Any], field: str, low: float, high: float) -> float | None:
+    """A field that holds a number in a range, or None where it is absent; text of a number is taken too."""
+    value = row.get(field)
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high:
+        raise BadRow("wrong_type", f"{field} is {value!r}, expected a number from {low:g} to {high:g}", field=field)
+    return number
 
 
 def turns(value: Any, field: str) -> Messages:
@@ -52,10 +67,12 @@ def _turn(value: Any, field: str) -> Message:
         raise BadRow("unsupported_field", f"{field}.function_call: write tool_calls instead", field=f"{field}.function_call")
     calls = _mappings(value.get("tool_calls"), f"{field}.tool_calls")
     content = _content(value.get("content"), f"{field}.content", may_be_empty=bool(calls) or role in {"system", "tool"})
-    name = value.get("name")
-    if name is not None and not isinstance(name, str):
-        raise BadRow("wrong_type", f"{field}.name is {kind_of(name)}, expected text", field=f"{field}.name")
-    return Message(cast(Role, role), content, calls, name)
+    others: dict[str, str | None] = {}
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        others[key] = value.get(key)
+        if others[key] is not None and not isinstance(others[key], str):
+            raise BadRow("wrong_type", f"{field}.{key} is {kind_of(others[key])}, expected text", field=f"{field}.{key}")
+    return Message(cast(Role, role), content, calls, **others)
 
 
 def _content(value: Any, field: str, *, may_be_empty: bool) -> str:
@@ -150,3 +167,34 @@ def user(text: str) -> Messages:
 def assistant(text: str) -> Messages:
     """Text as one assistant turn."""
     return (Message("assistant", text),)
+
+
+SHAREGPT: Mapping[str, str] = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "assistant": "assistant",
+    "system": "system", "developer": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+
+
+def sharegpt_turns(value: Any, field: str) -> Messages:
+    """ShareGPT's turns ``{from, value}`` (one of them, or a list) as messages; ``{role, content}`` are taken too."""
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        return turns(value, field)
+    renamed = []
+    for place, one in enumerate(value):
+        if isinstance(one, Mapping) and "from" in one:
+            name = one.get("from")
+            role = SHAREGPT.get(name) if isinstance(name, str) else None
+            if role is None:
+                shown = repr(name) if isinstance(name, str) else kind_of(name)
+                raise BadRow(
+                    "unknown_role",
+                    f"{field}.{place}.from is {shown}; there is {', '.join(SHAREGPT)}",
+                    field=f"{field}.{place}.from",
+                )
+            kept = {key: one[key] for key in ("tool_calls", "name") if key in one}
+            renamed.append({"role": role, "content": one.get("value"), **kept})
+        else:
+            renamed.append(one)
+    return turns(renamed, field)
