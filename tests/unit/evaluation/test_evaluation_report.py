@@ -180,14 +180,14 @@ def test_hostile_text_fits_json_and_markdown(hostile_report: Report, tmp_path: P
 def test_escaping_is_what_keeps_it_harmless(hostile_report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     from preftune.evaluation import render
 
-    plain = render._environment
+    plain = render.environment_of
 
     def without_escaping(*, is_html: bool) -> Any:
         environment = plain(is_html=is_html)
         environment.autoescape = False
         return environment
 
-    monkeypatch.setattr(render, "_environment", without_escaping)
+    monkeypatch.setattr(render, "environment_of", without_escaping)
     assert "<script>" in to_html(hostile_report)
 
 
