@@ -45,7 +45,8 @@ class DataConfig(Section):
     """Where examples come from and what fits.
 
     train: one file or several; ``previous`` is the file that the nearest generate stage before makes. style: ``text``
-    for raw text or ``chat`` for the chat template, where the format leaves it open. select: a file, or the share of prompt groups to hold out for choosing checkpoints.
+    for raw text or ``chat`` for the chat template, where the format leaves it open. select: a file, or the share of
+    prompt groups to hold out for choosing checkpoints.
     max_length: prompt + completion, in tokens, ``None`` = what the model's positions allow, at most 2,048.
     too_long: ``exclude`` the row, or ``cut`` the completions (never the prompt; a cut one has no end token).
     columns: which column holds what, for files of no known format (``{prompt: question, chosen: good}``); labels: what the
