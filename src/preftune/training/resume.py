@@ -58,7 +58,8 @@ def restore(stage: StagePlan, trainee: Trainee, sink: EventSink) -> TrainState:
     checkpoint = load_checkpoint(path)
     facts = checkpoint.facts
     loss_state = {name: float(value) for name, value in facts.get("loss_state", {}).items()}
-    state = TrainState(int(facts["step"]), int(facts["num_tokens"]), float(facts["seconds"]), loss_state, **facts.get("selection", {}))
+    selection = facts.get("selection", {})
+    state = TrainState(int(facts["step"]), int(facts["num_tokens"]), float(facts["seconds"]), loss_state, **selection)
     expected = _facts(stage, trainee, state)
     for key, what in IDENTITIES.items():
         if facts.get(key) != expected[key]:
