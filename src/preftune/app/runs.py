@@ -101,8 +101,11 @@ def list_runs(output: Path) -> list[RunFolder]:
     return sorted(found, key=lambda run: (run.read().get("created", ""), run.path.name))
 
 
-def find_model(given: str, output: Path) -> Path:
+def find_model(given: str, output: Path, what: str = "from_checkpoint") -> Path:
     """The model folder that ``from_checkpoint`` means: a run, ``RUN@STEP``, a checkpoint or a model folder.
+
+    Parameters
+        what: how a message calls it.
 
     Raises
         CheckpointError: there is no such run, step or model; the message lists the steps that exist.
@@ -110,7 +113,7 @@ def find_model(given: str, output: Path) -> Path:
     name, _, step = given.rpartition("@") if "@" in given else (given, "", "")
     path = next((one.resolve() for one in (Path(name).expanduser(), output / name) if one.is_dir()), None)
     if path is None:
-        raise CheckpointError(f"from_checkpoint {given!r}: no run or folder of that name; `preftune ls runs` lists the runs")
+        raise CheckpointError(f"{what} {given!r}: no run or folder of that name; `preftune ls runs` lists the runs")
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return path
     if (path / "model").is_dir() and (path / "manifest.json").is_file():
@@ -121,14 +124,14 @@ def find_model(given: str, output: Path) -> Path:
         else sorted((path / "stages").glob("*"), key=_stage_number)
     )
     if step:
-        return _find_step(given, stages, step)
+        return _find_step(f"{what} {given!r}", stages, step)
     for stage in reversed(stages):
         if (stage / "final").is_dir():
             return stage / "final"
-    raise CheckpointError(f"from_checkpoint {given!r}: {path} holds no finished stage; name a step, such as {name}@10")
+    raise CheckpointError(f"{what} {given!r}: {path} holds no finished stage; name a step, such as {name}@10")
 
 
-def _find_step(given: str, stages: list[Path], step: str) -> Path:
+def _find_step(who: str, stages: list[Path], step: str) -> Path:
     known: list[str] = []
     for stage in reversed(stages):
         for checkpoint in sorted((stage / "checkpoints").glob("step-*")):
@@ -136,7 +139,7 @@ def _find_step(given: str, stages: list[Path], step: str) -> Path:
             if step.isdigit() and number.isdigit() and int(number) == int(step):
                 return checkpoint / "model"
             known.append(str(int(number)) if number.isdigit() else number)
-    raise CheckpointError(f"from_checkpoint {given!r}: no checkpoint of step {step}; there is {', '.join(known) or 'none'}")
+    raise CheckpointError(f"{who}: no checkpoint of step {step}; there is {', '.join(known) or 'none'}")
 
 
 def _stage_number(path: Path) -> int:

@@ -28,6 +28,7 @@ VERBS = {
     "run": "Plan, train, evaluate and report in one go.",
     "sweep": "A grid of settings on one cached reference: drift against win rate.",
     "eval": "Prove how much better a trained run got, on unseen prompts.",
+    "export": "Write a trained model for other programs, and prove that it is the same.",
     "serve": "Serve the API, with a worker.",
     "worker": "Run queued jobs.",
     "schema": "JSON Schema of recipes, judges, examples and reports.",

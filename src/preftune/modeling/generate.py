@@ -75,7 +75,7 @@ def sample_tokens(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The token ids that ``generate`` makes its texts of, with the end token where the model wrote one."""
-    rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     limits = position_limits(text_config(base_of(model)))
     limit = limits[0] if limits else NO_LIMIT
     for index, ids in enumerate(rows):
@@ -220,7 +220,7 @@ def _can_batch(base: PreTrainedModel) -> bool:
     return bool(getattr(type(base), "_supports_attention_backend", False)) and kinds <= SHAREABLE_LAYERS
 
 
-def _prompt_ids(tokenizer: HubTokenizer, prompt: Prompt) -> list[int]:
+def prompt_ids(tokenizer: HubTokenizer, prompt: Prompt) -> list[int]:
     """The ids that training puts before a completion, so that a model is asked as it was taught."""
     if isinstance(prompt, str):
         return list(prompt_ids_of((Message("user", prompt),), tokenizer, style="text"))

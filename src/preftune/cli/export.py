@@ -1,0 +1,37 @@
+"""``preftune export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from preftune.cli.output import print_result
+
+EPILOG = """\b
+Examples:
+  preftune export tiny-20260101-120000-ab12 --to my-model
+  preftune export runs/tiny@40 --to my-adapter --form adapter
+  preftune export RUN --to my-model --dtype bfloat16 --json
+
+Exit code 1, and nothing at DIR, where the export does not compute what the run's model does."""
+
+
+@click.command("export", epilog=EPILOG)
+@click.argument("model")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write.")
+@click.option(
+    "--form", type=click.Choice(["merged", "adapter"]), default="merged", show_default=True, help="Whole weights, or LoRA."
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are."
+)
+@click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
+def command(model: str, to: Path, *, is_json: bool, **how: Any) -> int:
+    """Write a trained model (run, RUN@STEP or folder) for other programs, and prove that it is the same model."""
+    from preftune.app.export import export_model
+
+    print_result(export_model(model, to, **how), is_json=is_json)
+    return 0
