@@ -79,6 +79,11 @@ def test_no_file_is_named_after_nothing():
     assert not [path for path in SOURCES if path.stem in {"utils", "helpers", "common", "misc"}]
 
 
+def test_test_files_have_names_of_their_own():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+
+
 def test_every_suppression_has_a_reason():
     bare = []
     for path in SOURCES:

@@ -119,6 +119,11 @@ FINDINGS: Mapping[str, FindingKind] = {
     ),
     "near_leakage": FindingKind("warning", "held-out prompts are nearly the same as training prompts", "as for leakage"),
     "empty_select": FindingKind("warning", "no example is held out", "set `data.select` to a file or a share such as 0.1"),
+    "nothing_to_choose_by": FindingKind(
+        "blocker",
+        "early stopping or the best checkpoint is asked for, and nothing is held out or evaluated",
+        "set `data.select` to a share such as 0.1 or a file, and `evals` to 1 or more",
+    ),
     # ---- settings -----------------------------------------------------------------------------------------------------
     "no_learning": FindingKind(
         "blocker",

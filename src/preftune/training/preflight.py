@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from preftune.core.errors import Finding
+from preftune.core.errors import Finding, UsageError
 from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.data.split import Leak
 from preftune.maths.losses.base import DataAwareLoss, losses
 from preftune.training.optim import num_steps_of, schedule_of
 from preftune.training.published import check_published
+from preftune.training.selection import check_selectable
 
 SMALL = 50_000_000  # parameters; smaller models want learning rates that no published recipe has
 
@@ -104,6 +105,11 @@ def _check_splits(config: StageConfig, data: StageFacts) -> list[Finding]:
         fact = f"stage {config.name}: {shared}, first {where}"
         way_out = "take them out of one of the two, or write data.select as a share, which splits by prompt"
         findings.append(Finding("blocker", "leakage", fact, way_out))
+    try:
+        check_selectable(config, len(data.select))
+    except UsageError as error:
+        fact, _, way_out = str(error).partition("; ")
+        return [*findings, Finding("blocker", "nothing_to_choose_by", fact, way_out)]
     if not data.select and config.evals > 0:
         fact = f"stage {config.name}: no example is held out, so nothing will be measured while it trains"
         findings.append(Finding("warning", "empty_select", fact, "set data.select to a file or a share such as 0.1"))

@@ -102,6 +102,13 @@ def test_nothing_held_out_is_a_warning():
     assert found({"evals": 0}, Data(select=[])) == {}
 
 
+@pytest.mark.parametrize("changes", [{"keep": "best"}, {"early_stopping": {"patience": 1}}, {"keep": "best", "evals": 0}])
+def test_choosing_by_nothing_is_refused_before_anything_is_trained(changes):
+    data = Data() if changes.get("evals") == 0 else Data(select=[])
+    assert found(changes, data)["nothing_to_choose_by"].level == "blocker"
+    assert "nothing_to_choose_by" not in found(changes | {"evals": 2})
+
+
 def test_one_step_of_warm_up_learns_nothing():
     one = Data(train=[example(10)])
     assert found(data=one)["no_learning"].level == "blocker"
