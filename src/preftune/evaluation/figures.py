@@ -133,8 +133,11 @@ def drift_chart(marks: Sequence[tuple[str, float, float, float, float]]) -> Char
         )  # fmt: skip
         if drift.min() > 0 and drift.max() > 20 * drift.min():
             axes.set_xscale("log")
-        for label, x, y in zip(labels, drift, 100 * rate, strict=True):
-            axes.annotate(label, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8, color=INK)
+        for turn, place in enumerate(np.argsort(drift)):  # neighbours' labels stand above and below in turn
+            offset = (6, 5) if turn % 2 == 0 else (6, -12)
+            axes.annotate(
+                labels[place], (drift[place], 100 * rate[place]), textcoords="offset points", xytext=offset, fontsize=8, color=INK
+            )
         axes.set_xlabel("drift: KL(policy || reference), nats a completion")
         axes.set_ylabel("win rate, %")
         axes.margins(x=0.12)
