@@ -133,14 +133,15 @@ def drift_chart(marks: Sequence[tuple[str, float, float, float, float]]) -> Char
         )  # fmt: skip
         if drift.min() > 0 and drift.max() > 20 * drift.min():
             axes.set_xscale("log")
-        for turn, place in enumerate(np.argsort(drift)):  # neighbours' labels stand above and below in turn
-            offset = (6, 5) if turn % 2 == 0 else (6, -12)
+        for turn, place in enumerate(np.argsort(drift)):  # above and below the bars in turn, so that neighbours stay apart
+            is_above = turn % 2 == 0
             axes.annotate(
-                labels[place], (drift[place], 100 * rate[place]), textcoords="offset points", xytext=offset, fontsize=8, color=INK
-            )
+                labels[place], (drift[place], 100 * (high if is_above else low)[place]), textcoords="offset points",
+                xytext=(0, 4 if is_above else -4), ha="center", va="bottom" if is_above else "top", fontsize=8, color=INK,
+            )  # fmt: skip
         axes.set_xlabel("drift: KL(policy || reference), nats a completion")
         axes.set_ylabel("win rate, %")
-        axes.margins(x=0.12)
+        axes.margins(x=0.12, y=0.12)
         order = np.argsort(drift)
         parts = [f"{labels[place]}: {drift[place]:.3g} nats, {100 * rate[place]:.1f} %" for place in order]
         caption = f"Drift against win rate: {'; '.join(parts)}."
