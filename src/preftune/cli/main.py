@@ -23,6 +23,7 @@ VERBS = {
     "check": "Validate data files: every bad row with line, field and reason.",
     "convert": "Convert data files between formats.",
     "generate": "Make pairs: sample from a model, judge, pair.",
+    "import-config": "A job of TRL, Axolotl, LLaMA-Factory, Together, OpenAI or SeekrFlow as a recipe.",
     "plan": "Say what a recipe would do, and refuse what cannot work.",
     "train": "Train every stage of a recipe.",
     "run": "Plan, train, evaluate and report in one go.",
@@ -52,7 +53,7 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"preftune.cli.{cmd_name}")
+        module = importlib.import_module(f"preftune.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
