@@ -161,19 +161,27 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
     from preftune.evaluation.showing import clean
     from preftune.evaluation.usage import count_use
     from preftune.evaluation.winrate import evaluate_pairs
-    from preftune.judging.base import load_judge
+    from preftune.judging.base import prepared_judge
 
     started = time.monotonic()
     evaluation = contest.evaluation
-    judge = load_judge(evaluation.judge, Path.cwd())
-    pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge, Path.cwd())
+    judge = prepared_judge(evaluation.judge, Path.cwd(), context.cache)
+    pairs_judge = None
+    if evaluation.pairs_judge is not None:
+        pairs_judge = prepared_judge(evaluation.pairs_judge, Path.cwd(), context.cache)
     rows = read_prompts(evaluation.prompts, limit=evaluation.limit)
     before = time.monotonic()
     baseline, reference_logps = _answers(contest, contest.baseline, rows, "baseline", sink)
     policy, policy_logps = _answers(contest, contest.policy, rows, "policy", sink)
     timings = {"answers of both models": time.monotonic() - before}
     prompts = [row.prompt for row in rows]
-    win_rate = evaluate_pairs(prompts, policy, baseline, judge, margin=evaluation.margin, seed=contest.recipe.seed)
+
+    def told(done: int, total: int) -> None:
+        sink(Progress("judging", done, total))
+
+    win_rate = evaluate_pairs(
+        prompts, policy, baseline, judge, margin=evaluation.margin, seed=contest.recipe.seed, on_progress=told
+    )
     same = None
     if pairs_judge is not None:
         same = evaluate_pairs(prompts, policy, baseline, pairs_judge, margin=evaluation.margin, seed=contest.recipe.seed)

@@ -201,19 +201,24 @@ def _absolute_data(data: DataConfig | None, folder: Path) -> DataConfig | None:
 def _absolute_generate(generate: GenerateConfig | None, folder: Path) -> GenerateConfig | None:
     if generate is None:
         return None
-    judge = _path(generate.judge, folder) if isinstance(generate.judge, str) else generate.judge
-    return generate.model_copy(update={"prompts": _path(generate.prompts, folder), "judge": judge})
+    return generate.model_copy(
+        update={"prompts": _path(generate.prompts, folder), "judge": _absolute_judge(generate.judge, folder)}
+    )
+
+
+def _absolute_judge(given: Any, folder: Path) -> Any:
+    """A judge file by its absolute path; a mapping or ``llm:MODEL@URL`` as it is."""
+    from preftune.judging.base import is_short_form
+
+    return _path(given, folder) if isinstance(given, str) and not is_short_form(given) else given
 
 
 def _absolute_evaluation(evaluation: EvaluationConfig, folder: Path) -> EvaluationConfig:
-    def judge(given: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-        return _path(given, folder) if isinstance(given, str) else given
-
     return evaluation.model_copy(
         update={
             "prompts": _path(evaluation.prompts, folder),
-            "judge": judge(evaluation.judge),
-            "pairs_judge": judge(evaluation.pairs_judge),
+            "judge": _absolute_judge(evaluation.judge, folder),
+            "pairs_judge": _absolute_judge(evaluation.pairs_judge, folder),
             "pairs": None if evaluation.pairs is None else _path(evaluation.pairs, folder),
         }
     )

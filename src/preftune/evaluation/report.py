@@ -12,8 +12,9 @@ from preftune.core.records import Excluded, Messages
 from preftune.evaluation.heldout import HeldOut
 from preftune.evaluation.rounds import RoundResult
 from preftune.evaluation.showing import clean, interval_text, percent, points, shorten
-from preftune.evaluation.winrate import Judged, WinRate
+from preftune.evaluation.winrate import MAX_MISSING, Judged, WinRate
 from preftune.judging.rules import RulePoints, RulesJudge
+from preftune.statistics.intervals import Interval
 
 SCHEMA = 1
 PAIRS_LABEL = "same judge as the pairs"
@@ -100,6 +101,8 @@ class Report:
         """The verdict in one sentence of plain words, with interval, prompts, judge and the smallest detectable effect."""
         rate = self.win_rate
         only = "only " if rate.verdict == "worse" else ""
+        if rate.lacks_judgements:
+            return self._without_verdict()
         ending = {
             "better": "",
             "worse": "",
@@ -112,6 +115,20 @@ class Report:
             f"{rate.num_prompts:,} unseen {'prompt' if rate.num_prompts == 1 else 'prompts'} against {self.baseline}, "
             f"judged by {rate.judge_label} in both orders{ending}; smallest detectable effect {points(rate.detectable)}."
         )
+
+    def _without_verdict(self) -> str:
+        rate = self.win_rate
+        total = rate.num_judged + rate.num_missing
+        return clean(
+            f"Inconclusive: the judge gave no verdict of {rate.num_missing} of {total:,} pairs ({percent(rate.missing_share)}), "
+            f"more than {percent(MAX_MISSING)}, so the rest may be unlike them; {self.policy} wins {percent(rate.rate)} "
+            f"{interval_text(rate.interval)} of the {rate.num_prompts:,} unseen prompts judged against {self.baseline}, "
+            f"judged by {rate.judge_label} in both orders."
+        )
+
+    def judge_sentences(self) -> list[str]:
+        """The judge's own preferences and failures in plain words."""
+        return judge_sentences(self.win_rate)
 
     def exclusions(self) -> list[dict[str, Any]]:
         """Excluded rows by file and reason: how many, and the first of them."""
@@ -143,6 +160,7 @@ class Report:
             "win_rate": self.win_rate.to_dict(),
             "pairs_win_rate": None if same is None else {"label": PAIRS_LABEL, **same.to_dict()},
             "judges_share": list(self.shared_words),
+            "judge_sentences": self.judge_sentences(),
             "held_out": None if self.held_out is None else self.held_out.to_dict(),
             "verdict_set_uses": self.uses,
             "stages": [
@@ -160,6 +178,47 @@ class Report:
             "notes": [clean(note) for note in self.notes],
             "rounds": [one.to_dict() for one in self.rounds],
         }
+
+
+def judge_sentences(rate: WinRate) -> list[str]:
+    """What the judge prefers apart from quality, and how asking it went."""
+    bias = rate.bias
+    place = _leaning(bias.first_interval, "the first place", "the second place")
+    shown_first = f"Shown first, a text wins {percent(bias.first)} {interval_text(bias.first_interval)} of its judgements"
+    lines = [f"{shown_first} ({place}); averaging both orders cancels it."]
+    if bias.longer is None or bias.longer_interval is None:
+        lines.append(f"Whether the judge prefers longer texts is not known: {bias.reason}.")
+    else:
+        lines.append(
+            f"The longer text wins {percent(bias.longer)} {interval_text(bias.longer_interval)}, whichever model wrote it "
+            f"({_leaning(bias.longer_interval, 'longer texts', 'shorter texts')}); the rate at equal length takes this out."
+        )
+    if rate.num_missing:
+        lines.append(
+            f"The judge gave no verdict of {rate.num_missing:,} of {rate.num_judged + rate.num_missing:,} pairs "
+            f"({percent(rate.missing_share)}); they are in no figure."
+        )
+    if rate.judge_counts:
+        lines.append(counts_sentence(rate.judge_counts))
+    return [clean(line) for line in lines]
+
+
+def counts_sentence(counts: Mapping[str, Any]) -> str:
+    """The account of an LLM judge in one sentence."""
+    statuses = ", ".join(f"{count:,} x HTTP {status}" for status, count in counts.get("by_status", {}).items())
+    tokens = counts.get("tokens", {})
+    names = ("retried", "timeouts", "connection_errors", "malformed", "missing")
+    rest = ", ".join(f"{counts.get(name, 0):,} {name.replace('_', ' ')}" for name in names)
+    return (
+        f"Asking the judge: {counts.get('calls', 0):,} calls ({statuses or 'no answer'}), {counts.get('cached', 0):,} answers "
+        f"kept from before, {rest}; {tokens.get('prompt', 0):,} tokens read and {tokens.get('completion', 0):,} written."
+    )
+
+
+def _leaning(interval: Interval, above: str, below: str) -> str:
+    if interval.low > 0.5:
+        return f"it prefers {above}"
+    return f"it prefers {below}" if interval.high < 0.5 else "no preference is shown"
 
 
 def samples_of(win_rate: WinRate, judge: object, *, count: int = 6, losses: int = 2, seed: int = 0) -> tuple[Sample, ...]:

@@ -90,9 +90,11 @@ def compare(rounds: Sequence[tuple[str, WinRate, WinRate]], seed: int = 0) -> tu
 
 
 def score_differences(one: WinRate, other: WinRate) -> Any:
-    """(prompts,): the score of each prompt in one comparison minus that in the other; both hold the same prompts."""
+    """(prompts,): the score of each prompt in one comparison minus that in the other, of the prompts that both judged."""
     sides = []
     for rate in (one, other):
         keys = [prompt_key(judged.prompt) for judged in rate.judged]
-        sides.append(mean_by_cluster([judged.score for judged in rate.judged], keys))
-    return np.asarray(sides[0]) - np.asarray(sides[1])
+        scores = mean_by_cluster([judged.score for judged in rate.judged], keys)
+        sides.append(dict(zip(dict.fromkeys(keys), scores, strict=True)))
+    shared = [key for key in sides[0] if key in sides[1]]
+    return np.asarray([sides[0][key] - sides[1][key] for key in shared])

@@ -11,13 +11,15 @@ import numpy as np
 from preftune.core.errors import PreftuneError
 from preftune.core.ids import digest_json
 from preftune.core.records import Messages
-from preftune.judging.base import Candidate, Judge, Verdict
+from preftune.judging.base import Candidate, Judge, Verdict, counts_of, judge_all
 from preftune.statistics.intervals import Interval, mean_by_cluster, mean_interval
+from preftune.statistics.judge_bias import JudgeBias, judge_bias
 from preftune.statistics.length_control import LengthControl, length_control
 from preftune.statistics.paired import sign_test
 from preftune.statistics.power import detectable_effect, prompts_needed
 
 Outcome: TypeAlias = Literal["better", "worse", "equivalent", "inconclusive"]
+MAX_MISSING = 0.1  # share of pairs without a judgement beyond which there is no verdict: they may be no random part
 MAX_NEEDED = 1_000_000  # beyond this many prompts, "more prompts" is no advice
 
 
@@ -79,6 +81,9 @@ class WinRate:
         controlled: the rate at equal length, or why there is none.
         length_ratio: mean characters, policy / baseline; None where the baseline wrote nothing.
         consistency: share of judged pairs whose winner is the same in both orders.
+        bias: what the judge prefers apart from quality.
+        num_missing: pairs that the judge gave no verdict of in one order or both; they are in no figure.
+        judge_counts: the judge's account of calls, retries and failures; empty where it keeps none.
         detectable: the smallest |rate - 1/2| that so many prompts show with 80 % power. needed: prompts that would show the
             difference seen; None where it is none.
         p_value: exact two-sided sign test on wins against losses.
@@ -107,6 +112,19 @@ class WinRate:
     margin: float
     verdict: Outcome
     judged: tuple[Judged, ...]
+    bias: JudgeBias
+    num_missing: int
+    judge_counts: dict[str, Any]
+
+    @property
+    def missing_share(self) -> float:
+        """Pairs without a judgement / pairs."""
+        return self.num_missing / (self.num_judged + self.num_missing)
+
+    @property
+    def lacks_judgements(self) -> bool:
+        """More than 10 % of the pairs have no judgement: then the verdict is inconclusive."""
+        return self.missing_share > MAX_MISSING
 
     @property
     def tie_share(self) -> float:
@@ -124,6 +142,8 @@ class WinRate:
         return {
             **row,
             "tie_share": self.tie_share,
+            "missing_share": self.missing_share,
+            "judge_bias": asdict(self.bias),
             "judge": self.judge,
             "interval": asdict(self.interval),
             "controlled": asdict(self.controlled),
@@ -134,7 +154,7 @@ class WinRate:
 
 _FIGURES = (
     "verdict", "rate", "num_prompts", "num_judged", "wins", "ties", "losses", "length_ratio", "consistency", "detectable",
-    "needed", "p_value", "prompts_hash", "margin",
+    "needed", "p_value", "prompts_hash", "margin", "num_missing", "judge_counts",
 )  # fmt: skip
 
 
@@ -153,22 +173,21 @@ def evaluate_pairs(
     Parameters
         prompts, policy, baseline: aligned; a prompt that comes several times is averaged into one unit.
         margin: half-width of equivalence, in (0, 0.5).
-        seed: of the bootstrap.
+        seed: of the bootstrap. on_progress: takes judgements made and wanted.
 
     Raises
-        PreftuneError: nothing to judge, lists of different sizes, or a judge whose score is outside [0, 1].
+        PreftuneError: nothing to judge, no verdict at all, lists of different sizes, or a judge whose score is outside [0, 1].
     """
     if not len(prompts) == len(policy) == len(baseline) or not prompts:
         raise PreftuneError(
             f"a win rate needs a completion of both models for every prompt and at least one, got {len(prompts)} prompts, "
             f"{len(policy)} and {len(baseline)} completions"
         )
-    judged: list[Judged] = []
-    for prompt, one, other in zip(prompts, policy, baseline, strict=True):
-        judged.append(_judge_both_orders(judge, prompt, _candidate(one), _candidate(other)))
-        if on_progress is not None:
-            on_progress(len(judged), len(prompts))
-    keys = [prompt_key(prompt) for prompt in prompts]
+    judged = _judge_both_orders(judge, prompts, policy, baseline, on_progress)
+    num_missing = len(prompts) - len(judged)
+    if not judged:
+        raise PreftuneError(f"the judge gave no verdict of any of {len(prompts)} prompts: {_words(counts_of(judge))}")
+    keys = [prompt_key(one.prompt) for one in judged]
     scores = mean_by_cluster([one.score for one in judged], keys)
     lengths = mean_by_cluster([len(one.policy.text) - len(one.baseline.text) for one in judged], keys)
     count = len(scores)
@@ -178,6 +197,7 @@ def evaluate_pairs(
     ours, theirs = _side([one.policy for one in judged]), _side([one.baseline for one in judged])
     # All ties leave no spread to plan with; then at least one prompt is taken to be decisive.
     tie_share = min((count - wins - losses) / count, 1 - 1 / count)
+    verdict = "inconclusive" if num_missing > MAX_MISSING * len(prompts) else verdict_of(interval, margin)
     return WinRate(
         judge=judge.describe(),
         num_prompts=count,
@@ -197,8 +217,17 @@ def evaluate_pairs(
         p_value=sign_test(wins, losses),
         prompts_hash=hash_prompts(prompts),
         margin=margin,
-        verdict=verdict_of(interval, margin),
+        verdict=verdict,
         judged=tuple(judged),
+        bias=judge_bias(
+            [one.forward.score for one in judged],
+            [one.backward.score for one in judged],
+            [len(one.policy.text) - len(one.baseline.text) for one in judged],
+            keys,
+            seed,
+        ),
+        num_missing=num_missing,
+        judge_counts=counts_of(judge),
     )
 
 
@@ -227,14 +256,29 @@ def hash_prompts(prompts: Sequence[Messages]) -> str:
     return digest_json(sorted({prompt_key(prompt) for prompt in prompts}))
 
 
-def _judge_both_orders(judge: Judge, prompt: Messages, policy: Candidate, baseline: Candidate) -> Judged:
-    forward, backward = judge(prompt, policy, baseline), judge(prompt, baseline, policy)
-    for verdict in (forward, backward):
-        if not 0.0 <= verdict.score <= 1.0:
-            raise PreftuneError(f"judge {judge.describe().get('name')!r} gave the score {verdict.score}; it must lie in [0, 1]")
-    mirrored = {"first": "second", "second": "first", "tie": "tie"}[backward.label]
-    score = (forward.score + 1.0 - backward.score) / 2
-    return Judged(prompt, policy, baseline, score, forward.label == mirrored, forward, backward)
+def _judge_both_orders(
+    judge: Judge,
+    prompts: Sequence[Messages],
+    policy: Sequence[Completion],
+    baseline: Sequence[Completion],
+    on_progress: Callable[[int, int], None] | None,
+) -> list[Judged]:
+    """What the judge said of every pair in both orders; a pair without both verdicts is left out."""
+    pairs = [(p, _candidate(one), _candidate(other)) for p, one, other in zip(prompts, policy, baseline, strict=True)]
+    requests = [request for p, one, other in pairs for request in ((p, one, other), (p, other, one))]
+    verdicts = judge_all(judge, requests, on_progress)
+    judged: list[Judged] = []
+    for (prompt, one, other), forward, backward in zip(pairs, verdicts[::2], verdicts[1::2], strict=True):
+        if forward is not None and backward is not None:
+            mirrored = {"first": "second", "second": "first", "tie": "tie"}[backward.label]
+            score = (forward.score + 1.0 - backward.score) / 2
+            judged.append(Judged(prompt, one, other, score, forward.label == mirrored, forward, backward))
+    return judged
+
+
+def _words(counts: dict[str, Any]) -> str:
+    """The judge's account in a line."""
+    return ", ".join(f"{name} {value}" for name, value in counts.items() if value) or "it keeps no account"
 
 
 def _candidate(completion: Completion) -> Candidate:

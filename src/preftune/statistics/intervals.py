@@ -26,7 +26,7 @@ class Interval:
 
     low: float
     high: float
-    method: Literal["bootstrap-t", "wilson", "refit-bootstrap"]
+    method: Literal["bootstrap-t", "wilson", "refit-bootstrap", "MOVER"]
     level: float = 0.95
 
     @property

@@ -149,5 +149,5 @@ def test_progress_is_told_and_empty_baselines_have_no_ratio() -> None:
     rate = evaluate_pairs(
         prompts(2), texts("a", "b"), texts("", ""), LONGER, on_progress=lambda done, total: told.append((done, total))
     )
-    assert told == [(1, 2), (2, 2)]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]  # judgements, two a prompt
     assert rate.length_ratio is None
