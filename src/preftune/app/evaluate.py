@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.app.contest import Contest
 from preftune.app.context import Context
+from preftune.app.independence import refuse_same_judge
 from preftune.app.plan import limit_of, read_stage
 from preftune.app.recipes import load_recipe, make_recipe
 from preftune.app.reporting import Findings, make_report
@@ -165,6 +166,7 @@ def hold(contest: Contest, sink: EventSink, context: Context) -> EvaluationResul
 
     started = time.monotonic()
     evaluation = contest.evaluation
+    refuse_same_judge(contest.recipe, evaluation)
     judge = prepared_judge(evaluation.judge, Path.cwd(), context.cache)
     pairs_judge = None
     if evaluation.pairs_judge is not None:

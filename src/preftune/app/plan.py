@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from preftune.app.checks import check_disk, check_verdict_size, checkpoint_bytes, model_finding
 from preftune.app.context import Context
+from preftune.app.independence import check_judges
 from preftune.app.probes import Probed, ProbeMode, ProbeTask, limit_or_machine
 from preftune.app.probes import probe as run_probes
 from preftune.app.runs import find_model
@@ -18,9 +19,6 @@ from preftune.core.errors import Blocked, Finding, InputError, PreftuneError
 from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, StageConfig
 from preftune.core.records import Example, Messages
-
-if TYPE_CHECKING:
-    from preftune.judging.base import Judge
 
 DEFAULT_MAX_LENGTH = 2048
 NOT_THERE = "a stage has no examples, or the run makes them"
@@ -118,7 +116,8 @@ def plan(
     sink(Progress("reading", len(recipe.stages), len(recipe.stages)))
     if recipe.evaluation is not None:
         findings += _check_evaluation(recipe.evaluation, stages)
-        findings += _check_makers(recipe, recipe.evaluation)
+        rows = {name for data in stages for example in data.train for name in example.provenance.judges}
+        findings += check_judges(recipe, recipe.evaluation, rows)
     if shapes is not None:
         findings += check_disk(recipe, [_bytes_of(config, shapes, recipe.model.dtype) for config in recipe.stages])
     made = Plan(recipe, stages, findings, {"positions": max_positions})
@@ -234,7 +233,8 @@ def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData])
     try:
         prompts = ["\n".join(message.content for message in prompt) for prompt in read_verdict_prompts(evaluation)]
         judge = load_judge(evaluation.judge, Path.cwd())
-        pairs_judge = None if evaluation.pairs_judge is None else load_judge(evaluation.pairs_judge, Path.cwd())
+        if evaluation.pairs_judge is not None:
+            load_judge(evaluation.pairs_judge, Path.cwd())
         sets.append(("the verdict prompts", prompts))
         if evaluation.pairs is not None:
             pairs = read_examples([evaluation.pairs]).examples
@@ -245,8 +245,6 @@ def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData])
     for index, data in enumerate(stages):
         for name, held_out in sets:
             findings += check_leaks(leaks(data.prompts, held_out), f"stage {index + 1}'s training data", name)
-    if pairs_judge is not None:
-        findings += _check_independence(judge, pairs_judge)
     if isinstance(judge, RulesJudge):
         findings += [
             Finding(
@@ -257,34 +255,5 @@ def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData])
     return findings
 
 
-def _check_makers(recipe: Recipe, evaluation: EvaluationConfig) -> list[Finding]:
-    """A blocker for every generate stage whose judge may not judge the result; judges that cannot be read have theirs already."""
-    from preftune.app.stages.generating import maker_judges
-    from preftune.judging.base import load_judge
-
-    try:
-        judge = load_judge(evaluation.judge, Path.cwd())
-        makers = {maker.identity: maker for maker in (load_judge(one, Path.cwd()) for _, one in maker_judges(recipe))}
-    except PreftuneError:
-        return []
-    return [finding for maker in makers.values() for finding in _check_independence(judge, maker)]
-
-
 def _bytes_of(config: StageConfig, shapes: Any, precision: str) -> tuple[int, int]:
     return checkpoint_bytes(config, shapes, precision) if config.kind == "train" else (0, 0)
-
-
-def _check_independence(judge: Judge, pairs_judge: Judge) -> list[Finding]:
-    """A blocker where the judge of the result is the judge of the pairs, or shares words with it."""
-    from preftune.judging.rules import RulesJudge, independence
-
-    way_out = "judge the result by other rules, or drop pairs_judge"
-    if judge.identity == pairs_judge.identity:
-        return [Finding("blocker", "judge_not_independent", "the judge of the result is the one that made the pairs", way_out)]
-    if isinstance(judge, RulesJudge) and isinstance(pairs_judge, RulesJudge):
-        shared = independence(pairs_judge, judge)
-        if shared:
-            words = ", ".join(shared[:5])
-            fact = f"the judge of the result shares {len(shared)} words with the judge that made the pairs ({words})"
-            return [Finding("blocker", "judge_not_independent", fact, way_out)]
-    return []

@@ -67,6 +67,9 @@ def make_report(contest: Contest, found: Findings) -> Report:
     notes = (
         [] if run is None else [str(row["message"]) for row in read_jsonl(run.path / "events.jsonl") if row["code"] not in UNSAID]
     )
+    reason = contest.evaluation.same_judge_reason
+    if reason is not None:
+        notes = [f"The judge of this result was let pass although it may not be independent of the pairs: {reason}", *notes]
     timings = {**{f"stage {stage.name}": float(stage.facts.get("seconds", 0.0)) for stage in stages}, **found.timings}
     return Report(
         run=contest.folder.name if run is None else run.path.name,

@@ -185,8 +185,8 @@ FINDINGS: Mapping[str, FindingKind] = {
     ),
     "judge_not_independent": FindingKind(
         "blocker",
-        "the judge of the result is the judge that made the pairs, or shares words with it",
-        "judge the result by other rules, or drop `pairs_judge`",
+        "the judge of the result is the judge that made the pairs, asks the same model, or shares words with it",
+        "judge the result by another judge, or write `evaluation.same_judge_reason`",
     ),
     "judge_rewards_length": FindingKind("warning", "a rule of the judge pays for length", "measure a rate instead"),
     "small_verdict_set": FindingKind(

@@ -213,8 +213,8 @@ class GenerateConfig(Section):
 class EvaluationConfig(Section):
     """The proof: prompts nobody trained on, a judge that did not make the pairs, and what counts as equivalent.
 
-    judge and pairs_judge are rule files or inline mappings with a ``name``. margin: half-width around one half
-    within which two models count as equivalent.
+    judge and pairs_judge are files, inline mappings with a ``name``, or ``llm:MODEL@URL``. margin: half-width around one half
+    within which two models count as equivalent. same_judge_reason: why a judge that made the pairs may judge all the same.
     """
 
     prompts: str
@@ -225,6 +225,7 @@ class EvaluationConfig(Section):
     decoding: DecodingConfig = DecodingConfig()
     margin: Annotated[float, Interval(gt=0, lt=0.5)] = 0.05
     baseline: Literal["reference", "base"] = "reference"
+    same_judge_reason: str | None = None
 
 
 class Recipe(Section):

@@ -25,7 +25,7 @@ from preftune.curation.prompts import prompt_digest
 from preftune.curation.record import Drawn, Record
 from preftune.data.pipeline import PromptRow
 from preftune.data.tokenize import prompt_ids_of
-from preftune.judging.base import Candidate, Judge
+from preftune.judging.base import Candidate, Judge, names_of
 from preftune.modeling.generate import generate
 from preftune.modeling.load import LoadedModel
 from preftune.modeling.reference import weights_digest
@@ -200,7 +200,7 @@ def _pair_row(task: PairTask, source: _Source, row: PromptRow, digest: str, pair
         **texts,
         **tools,
         "generators": [f"{source.generator}@{source.weights}"],
-        "judges": [task.judge.identity],
+        "judges": names_of(task.judge),
         "chosen_score": pair.chosen.score,
         "rejected_score": pair.rejected.score,
         "prompt_digest": digest,

@@ -112,7 +112,7 @@ class Reader:
             self.counts["rows"] += 1
             if self.counts["rows"] % ROWS_BETWEEN_REPORTS == 0:
                 self._on_progress(Progress(f"reading {path}", self.counts["rows"], 0))
-            for found in _examples(row, reader, Provenance(path, number)):
+            for found in _examples(row, reader, _provenance(path, number, row)):
                 try:
                     if isinstance(found, BadRow):
                         raise found
@@ -222,6 +222,17 @@ def iter_examples(
 ) -> Iterator[Example]:
     """The examples of one file, one at a time; see ``Reader`` for what is left out and to count it."""
     return iter(Reader([path], format=format, style=style))
+
+
+def _provenance(path: str, number: int, row: Row | UnreadableRow) -> Provenance:
+    """Where a row is from: its place, and who wrote and who judged its completions, where it names them."""
+    if isinstance(row, UnreadableRow):
+        return Provenance(path, number)
+    generators, judges = (
+        tuple(one for one in found if isinstance(one, str)) if isinstance(found := row.get(name), list) else ()
+        for name in ("generators", "judges")
+    )
+    return Provenance(path, number, (), generators, judges)
 
 
 def read_prompts(

@@ -116,6 +116,13 @@ def judge_all(judge: Judge, requests: Sequence[Request], on_progress: OnProgress
     return verdicts
 
 
+def names_of(judge: Judge) -> list[str]:
+    """What rows carry of the judge that labelled them: its identity, and the model that it asks, if it asks one."""
+    told = judge.describe()
+    models = [f"{told['name']}:{told[key]}" for key in ("model", "weights") if told.get(key)]
+    return [judge.identity, *models]
+
+
 def counts_of(judge: Judge) -> dict[str, Any]:
     """The judge's account; empty where it keeps none."""
     return judge.counts() if isinstance(judge, CountingJudge) else {}
