@@ -32,6 +32,7 @@ VERBS = {
     "export": "Write a trained model for other programs, and prove that it is the same.",
     "serve": "Serve the API, with a worker.",
     "worker": "Run queued jobs.",
+    "chat": "Talk to a model; record which of two answers is better.",
     "schema": "JSON Schema of recipes, judges, examples and reports.",
     "doctor": "Look at the machine: what would stop a run, and what is missing.",
     "gc": "Give disk space back: leftovers, old checkpoints, old caches.",

@@ -83,7 +83,7 @@ def sample_tokens(
             raise InputError(f"prompt {index + 1}: has {len(ids)} tokens, the model has {limit} positions; shorten or remove it")
     keys = [(seed, index) if isinstance(seed, int) else (seed[index], 0) for index in range(len(rows))]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    size = decoding.batch_size if _can_batch(base_of(model)) else 1
+    size = decoding.batch_size if can_batch(base_of(model)) else 1
     results: dict[int, list[int]] = {}
     was_training = model.training
     model.eval()
@@ -92,7 +92,7 @@ def sample_tokens(
             for start in range(0, len(order), size):
                 members = order[start : start + size]
                 batch = _Batch([rows[i] for i in members], [Sampler(decoding, *keys[i]) for i in members], limit)
-                decode = _decode if _can_batch(base_of(model)) else _decode_alone
+                decode = _decode if can_batch(base_of(model)) else _decode_alone
                 done = start
                 for position, ids in decode(model, batch, decoding, tokenizer.eos_ids):
                     results[members[position]] = ids
@@ -213,7 +213,7 @@ def _decode_alone(
     return [(0, out[0, len(prompt) :].tolist())]
 
 
-def _can_batch(base: PreTrainedModel) -> bool:
+def can_batch(base: PreTrainedModel) -> bool:
     """Attention only, with positions that can be given: left padding then changes nothing."""
     config = text_config(base)
     kinds = set(getattr(config, "layer_types", None) or ())
