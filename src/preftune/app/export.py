@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +80,25 @@ def export_model(
         write_json(folder / RECORD, {**facts, "preftune": __version__})
         write_text(folder / "README.md", write_card(named, form, dtype, checked, base))
     return Exported(to, facts)
+
+
+def check_push(repo: str, token_variable: str) -> None:
+    """UsageError where a push could not begin, before anything is exported."""
+    from preftune.modeling.hub import check_target
+
+    check_target(repo, token_variable)
+
+
+def push(exported: Exported, repo: str, *, is_private: bool, token_variable: str) -> Exported:
+    """Push an export to the hub; the folder stays whatever the hub says.
+
+    Raises
+        InputError: the hub refuses, or cannot be reached.
+    """
+    from preftune.modeling.hub import push_folder
+
+    url = push_folder(exported.folder, repo, is_private=is_private, token_variable=token_variable)
+    return replace(exported, url=url)
 
 
 def _base(config: ModelConfig) -> str | None:

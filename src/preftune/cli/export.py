@@ -14,6 +14,7 @@ Examples:
   preftune export tiny-20260101-120000-ab12 --to my-model
   preftune export runs/tiny@40 --to my-adapter --form adapter
   preftune export RUN --to my-model --dtype bfloat16 --json
+  HF_TOKEN=... preftune export RUN --to my-model --push-to-hub me/my-model --private
 
 Exit code 1, and nothing at DIR, where the export does not compute what the run's model does."""
 
@@ -28,10 +29,20 @@ Exit code 1, and nothing at DIR, where the export does not compute what the run'
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are."
 )
+@click.option("--push-to-hub", "repo", metavar="OWNER/NAME", help="Push the folder to the model hub (HF_ENDPOINT).")
+@click.option("--private", "is_private", is_flag=True, help="Make a new repository private.")
+@click.option(
+    "--token-env", default="HF_TOKEN", show_default=True, metavar="VARIABLE", help="Variable that holds the hub's token."
+)
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
-def command(model: str, to: Path, *, is_json: bool, **how: Any) -> int:
+def command(model: str, to: Path, *, is_json: bool, repo: str | None, is_private: bool, token_env: str, **how: Any) -> int:
     """Write a trained model (run, RUN@STEP or folder) for other programs, and prove that it is the same model."""
-    from preftune.app.export import export_model
+    from preftune.app.export import check_push, export_model, push
 
-    print_result(export_model(model, to, **how), is_json=is_json)
+    if repo is not None:
+        check_push(repo, token_env)
+    exported = export_model(model, to, **how)
+    if repo is not None:
+        exported = push(exported, repo, is_private=is_private, token_variable=token_env)
+    print_result(exported, is_json=is_json)
     return 0

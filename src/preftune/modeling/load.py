@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT as HUB
+from huggingface_hub.errors import GatedRepoError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -213,6 +214,17 @@ def _is_cached(name: str) -> bool:
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", ADAPTER_CONFIG))
 
 
+def _hub_hint(error: BaseException) -> str:
+    """What to do about a hub's refusal: a gated or private model needs a token."""
+    seen: BaseException | None = error
+    while seen is not None:
+        status = getattr(getattr(seen, "response", None), "status_code", None)
+        if isinstance(seen, GatedRepoError) or status in {401, 403}:
+            return "the model is gated or private: ask for access on its page, and set HF_TOKEN to a token that may read it"
+        seen = seen.__cause__ or seen.__context__
+    return "check model.name"
+
+
 def _hub_answers() -> bool:
     """Whether the hub's name resolves: the client itself would retry for half a minute."""
     try:
@@ -289,7 +301,7 @@ def one_line(name: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingPackage(f"{name}: needs a package that is not installed ({_line(error)}); install it") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{name}: cannot be loaded as a causal language model ({_line(error)}); check model.name") from None
+        raise InputError(f"{name}: cannot be loaded as a causal language model ({_line(error)}); {_hub_hint(error)}") from None
 
 
 def _line(error: BaseException) -> str:
