@@ -24,6 +24,7 @@ VERBS = {
     "convert": "Convert data files between formats.",
     "generate": "Make pairs: sample from a model, judge, pair.",
     "import-config": "A job of TRL, Axolotl, LLaMA-Factory, Together, OpenAI or SeekrFlow as a recipe.",
+    "label": "Fill labels by a judge, asked in both orders.",
     "plan": "Say what a recipe would do, and refuse what cannot work.",
     "train": "Train every stage of a recipe.",
     "run": "Plan, train, evaluate and report in one go.",
