@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import yaml
 
+from preftune.app.presets import preset_file, preset_overrides
 from preftune.core.errors import InputError, RecipeError
 from preftune.core.files import write_text
 from preftune.core.ids import digest_json
@@ -30,8 +31,8 @@ def loss_options() -> dict[str, list[str]]:
     }
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file; relative paths in it are relative to the file.
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, or of a preset (``preset:NAME``); relative paths in a file are relative to it.
 
     Parameters
         overrides: ``key=value`` with dotted keys (``stages.1.lr=1e-4``, ``beta=0.2``); values are YAML.
@@ -40,10 +41,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: the file cannot be read or is not YAML (with the line).
         RecipeError: its content does not validate.
     """
+    path = Path(path)
+    preset = preset_file(str(path))
+    if preset is not None:
+        path, overrides = preset, preset_overrides(overrides)
     given = read_mapping(path)
     for override in overrides:
         apply_override(given, override)
     given.setdefault("name", path.stem)
+    if preset is not None and ("model" not in given or "train" not in given.get("data", {})):
+        raise RecipeError(f"preset {path.stem}: say the model and the data: preset:{path.stem} model=MODEL data=FILE")
     try:
         return make_recipe(given, path.resolve().parent)
     except RecipeError as error:

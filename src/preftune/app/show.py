@@ -14,6 +14,10 @@ def list_kind(kind: str, output: Path) -> list[dict[str, Any]]:
     """Rows of ``preftune ls KIND``."""
     if kind == "runs":
         return [_run_row(run) for run in list_runs(output)]
+    if kind == "recipes":
+        from preftune.app.presets import list_presets
+
+        return list(list_presets())
     from preftune.core.registry import Registry
     from preftune.data.formats.base import formats
     from preftune.data.sources.base import sources

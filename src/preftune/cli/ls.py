@@ -8,12 +8,13 @@ import click
 
 from preftune.cli.output import print_json
 
-KINDS = ("runs", "losses", "formats", "sources", "judges")
+KINDS = ("runs", "losses", "formats", "sources", "judges", "recipes")
 
 EPILOG = """\b
 Examples:
   preftune ls runs
-  preftune ls losses --json"""
+  preftune ls losses --json
+  preftune ls recipes"""
 
 
 @click.command("ls", epilog=EPILOG)
@@ -23,7 +24,7 @@ Examples:
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the list as JSON.")
 def command(kind: str, output: Path, is_json: bool) -> int:
-    """List runs (the default), losses, formats, sources or judges."""
+    """List runs (the default), losses, formats, sources, judges or preset recipes."""
     from preftune.app.show import list_kind
 
     rows = list_kind(kind, output)

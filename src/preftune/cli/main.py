@@ -37,7 +37,7 @@ VERBS = {
     "schema": "JSON Schema of recipes, judges, examples and reports.",
     "doctor": "Look at the machine: what would stop a run, and what is missing.",
     "gc": "Give disk space back: leftovers, old checkpoints, old caches.",
-    "ls": "List runs, losses, formats, sources or judges.",
+    "ls": "List runs, losses, formats, sources, judges or preset recipes.",
     "show": "Show one run: its stages, metrics, verdict and files.",
 }
 
