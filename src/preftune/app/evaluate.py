@@ -100,7 +100,9 @@ class EvaluationResult:
 
     def summary(self) -> list[str]:
         """What a person reads."""
-        lines = [self.sentence, *(one.sentence for one in self.rounds)]
+        from preftune.evaluation.report import judge_sentences
+
+        lines = [self.sentence, *judge_sentences(self.win_rate), *(one.sentence for one in self.rounds)]
         if self.same_judge is not None:
             lines.append(f"same judge as the pairs: {_rate_text(self.same_judge)}")
         if self.held_out is not None:
