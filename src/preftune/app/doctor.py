@@ -26,12 +26,6 @@ OPTIONAL = {
     "zstandard": "reading .zst files",
     "bitsandbytes": "models quantised by bitsandbytes",
     "gptqmodel": "models quantised by GPTQ or AWQ",
-    "gguf": "export to GGUF",
-    "tensorboard": "metrics to TensorBoard",
-    "mlflow": "metrics to MLflow",
-    "wandb": "metrics to Weights & Biases",
-    "trackio": "metrics to trackio",
-    "lm_eval": "lm-evaluation-harness suites",
 }
 _GB = 1e9
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,16 @@ def programs():
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """A server of its own on a socket; skips with a reason where PostgreSQL is not installed."""
     folder = programs()
     if folder is None:
         pytest.skip("PostgreSQL is not installed (apt install postgresql)")
-    data = tmp_path_factory.mktemp("postgres")
+    # not below pytest's own folder: another test run beside this one clears that while the server lives in it
+    data = Path(tempfile.mkdtemp(prefix="preftune-postgres-"))
     run = []
     if os.geteuid() == 0:  # the server refuses to run as root
         shutil.chown(data, "postgres")
-        for parent in (data.parent, data.parent.parent):
-            parent.chmod(parent.stat().st_mode | 0o011)
         run = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
     call = lambda *command: subprocess.run([*run, *map(str, command)], check=True, capture_output=True, cwd="/")
     call(folder / "initdb", "-D", data / "db", "-U", "test", "-A", "trust", "--no-sync")
@@ -35,6 +35,7 @@ def postgres(tmp_path_factory):
     call(folder / "pg_ctl", "-D", data / "db", "-l", data / "log", "-w", "-o", options, "start")
     yield data
     call(folder / "pg_ctl", "-D", data / "db", "-m", "immediate", "stop")
+    shutil.rmtree(data)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
