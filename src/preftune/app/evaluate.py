@@ -25,14 +25,15 @@ from preftune.core.files import write_text
 from preftune.core.recipe import ModelConfig, Recipe
 from preftune.core.records import TokenisedExample
 
+PAIR_COLUMNS = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from preftune.data.pipeline import PromptRow
     from preftune.evaluation.heldout import HeldOut
     from preftune.evaluation.rounds import RoundResult
-    from preftune.evaluation.winrate import WinRate
-    from preftune.modeling.generate import Generation
+    from preftune.evaluation.winrate import Completion, WinRate
     from preftune.modeling.load import LoadedModel
 
 
@@ -127,7 +128,7 @@ def evaluate_model(
         recipe.evaluation,
         policy=_model_config(recipe, str(trained.model)),
         baseline=_model_config(recipe, _baseline_of(recipe, trained.baseline)),
-        folder=_next_folder(run.path),
+        folder=next_folder(run.path),
         run=run,
     )
     return hold(contest, sink, context or Context.from_environment())
@@ -226,7 +227,7 @@ def _evaluate(
         recipe.evaluation,
         policy=_model_config(recipe, str(find_model(model, output))),
         baseline=_model_config(recipe, against),
-        folder=_next_folder(output if run is None else run.path),
+        folder=next_folder(output if run is None else run.path),
         run=run,
     )
     return hold(contest, sink, Context.from_environment())
@@ -234,8 +235,12 @@ def _evaluate(
 
 def _answers(
     contest: Contest, config: ModelConfig, rows: Sequence[PromptRow], role: str, sink: EventSink
-) -> tuple[list[Generation], dict[str, list[float]]]:
+) -> tuple[Sequence[Completion], dict[str, list[float]]]:
     """One model's completions of the prompts, and its log-probabilities of the held-out pairs; then it is let go."""
+    if role in contest.written:
+        from preftune.app.compare import written_answers
+
+        return written_answers(contest, rows, role), {name: [] for name in (*PAIR_COLUMNS, "prompt")}
     from preftune.data.tokenize import prompt_ids_of
     from preftune.modeling.generate import generate
     from preftune.modeling.load import load_model
@@ -283,7 +288,7 @@ def _pair_logps(contest: Contest, loaded: LoadedModel) -> dict[str, list[float]]
 
     has_pairs = contest.run is not None or contest.evaluation.pairs is not None
     examples = [one for one in _held_out_pairs(contest, loaded) if not one.is_tie] if has_pairs else []
-    columns: dict[str, dict[str, float]] = {"chosen": {}, "rejected": {}, "chosen_tokens": {}, "rejected_tokens": {}}
+    columns: dict[str, dict[str, float]] = {name: {} for name in PAIR_COLUMNS}
     if examples:
         scorer = Scorer(loaded.model)
         with torch.no_grad():
@@ -336,9 +341,10 @@ def _run_of(model: str, output: Path) -> RunFolder | None:
     return None
 
 
-def _next_folder(parent: Path) -> Path:
+def next_folder(parent: Path, name: str = "evaluation") -> Path:
+    """A new folder below ``parent`` for a report."""
     number = 1
-    while (folder := parent / ("evaluation" if number == 1 else f"evaluation-{number}")).exists():
+    while (folder := parent / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
     folder.mkdir(parents=True)
     return folder

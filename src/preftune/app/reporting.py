@@ -75,7 +75,7 @@ def make_report(contest: Contest, found: Findings) -> Report:
         run=contest.folder.name if run is None else run.path.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         win_rate=found.win_rate,
-        policy="the tuned model",
+        policy=contest.policy_label,
         baseline=_name_of(contest),
         pairs_win_rate=found.same_judge,
         held_out=found.held_out,
@@ -162,6 +162,8 @@ def _digests(contest: Contest, found: Findings) -> dict[str, str]:
 
 def _name_of(contest: Contest) -> str:
     """The baseline in the words of a sentence."""
+    if contest.baseline_label:
+        return contest.baseline_label
     if contest.baseline.name == contest.recipe.model.name:
         return "the model before training"
     stages = contest.recipe.stages

@@ -10,8 +10,7 @@ from preftune.core.recipe import ModelConfig
 
 if TYPE_CHECKING:
     from preftune.evaluation.rounds import RoundResult
-    from preftune.evaluation.winrate import WinRate
-    from preftune.modeling.generate import Generation
+    from preftune.evaluation.winrate import Completion, WinRate
 
 
 def models_of_rounds(contest: Contest) -> list[tuple[str, str]]:
@@ -31,10 +30,10 @@ def models_of_rounds(contest: Contest) -> list[tuple[str, str]]:
 
 def compare_rounds(
     contest: Contest,
-    written: Mapping[str, Sequence[Generation]],
+    written: Mapping[str, Sequence[Completion]],
     judged: Mapping[tuple[str, str], WinRate],
-    write: Callable[[ModelConfig, str], Sequence[Generation]],
-    judge: Callable[[Sequence[Generation], Sequence[Generation]], WinRate],
+    write: Callable[[ModelConfig, str], Sequence[Completion]],
+    judge: Callable[[Sequence[Completion], Sequence[Completion]], WinRate],
 ) -> tuple[RoundResult, ...]:
     """Each round against the start and against the round before; none where the run has no rounds.
 

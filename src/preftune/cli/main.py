@@ -29,6 +29,7 @@ VERBS = {
     "train": "Train every stage of a recipe.",
     "run": "Plan, train, evaluate and report in one go.",
     "sweep": "A grid of settings on one cached reference: drift against win rate.",
+    "compare": "Compare two models, or what they wrote, by a judge.",
     "eval": "Prove how much better a trained run got, on unseen prompts.",
     "export": "Write a trained model for other programs, and prove that it is the same.",
     "serve": "Serve the API, with a worker.",
