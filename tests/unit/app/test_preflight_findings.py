@@ -192,3 +192,41 @@ def test_a_verdict_set_that_shows_little(found, tmp_path):
     assert "use 194 prompts or more" in finding.way_out
     write(200)
     assert "small_verdict_set" not in found(evaluation=evaluation)
+
+
+WARM = {"kind": "lexicon", "name": "warm", "words": ["gentle", "happy"], "measure": "rate", "weight": 1.0, "cap": 8}
+
+
+@pytest.fixture
+def evaluated(found, tmp_path):
+    """Findings of a recipe with these judges, on 200 prompts that nobody trains on."""
+    prompts = tmp_path / "prompts.jsonl"
+    texts = [f"Speak about {story(number + 2000, 9)}" for number in range(200)]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
+
+    def go(judge, **keys):
+        return found(evaluation={"prompts": str(prompts), "judge": judge, **keys})
+
+    return go
+
+
+def rules(*kinds):
+    return {"name": "rules", "rules": list(kinds)}
+
+
+def test_an_evaluation_that_cannot_be_read(evaluated, tmp_path):
+    assert evaluated(str(tmp_path / "none.yaml"))["unreadable_evaluation"].level == "blocker"
+    assert evaluated(rules(WARM)) == {}
+
+
+def test_a_judge_that_made_the_pairs(evaluated):
+    same = evaluated(rules(WARM), pairs_judge=rules(WARM))
+    assert same["judge_not_independent"].level == "blocker"
+    other = {**WARM, "words": ["gentle", "sunny"]}
+    assert "gentle" in evaluated(rules(WARM), pairs_judge=rules(other))["judge_not_independent"].fact
+    assert evaluated(rules(WARM), pairs_judge=rules({**WARM, "words": ["sunny"]})) == {}
+
+
+def test_a_judge_that_pays_for_length(evaluated):
+    counting = {**WARM, "measure": "count"}
+    assert evaluated(rules(counting))["judge_rewards_length"].level == "warning"
