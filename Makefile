@@ -31,8 +31,9 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/preftune demo
 
+# two processes of one thread: the suite waits more for process starts than for products of matrices
 test: setup peer clients
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check src tests bench starter
