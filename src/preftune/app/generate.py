@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.app.context import Context
 from preftune.app.recipes import STARTER, apply_override, make_recipe
 from preftune.app.runs import RUN_FILE, find_model
 from preftune.core.errors import PreftuneError, UsageError
@@ -123,7 +124,7 @@ def run_task(
     """
     from preftune.curation.making import PairTask, make_pairs
     from preftune.curation.prompts import choose_prompts
-    from preftune.judging.base import load_judge
+    from preftune.judging.base import prepared_judge
     from preftune.training.stopping import StopRequest
 
     prompts, left_out = choose_prompts(config, verdict)
@@ -136,7 +137,7 @@ def run_task(
         loaded.model.to(choose_device())  # type: ignore[arg-type] # transformers' stub of .to hides torch's
         return loaded
 
-    judge = load_judge(config.judge, Path.cwd())
+    judge = prepared_judge(config.judge, Path.cwd(), Context.from_environment().cache)
     task = PairTask(config, load, label_of(model.name), judge, prompts, Counter(left_out), seed, folder, out)
     with StopRequest() as stop:
         return make_pairs(task, sink, lambda: bool(stop))

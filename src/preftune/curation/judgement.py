@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from preftune.core.errors import PreftuneError
 from preftune.core.records import Messages
-from preftune.judging.base import Candidate, Judge
+from preftune.judging.base import Candidate, Judge, ManyJudge, judge_all
 
 
 @runtime_checkable
@@ -38,6 +38,34 @@ def tie_margin_of(judge: Judge) -> float:
     return float(getattr(judge, "tie_margin", 0.0)) if isinstance(judge, PointwiseJudge) else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The samples of one prompt, what is known of them, and who takes what becomes known."""
+
+    prompt: Messages
+    samples: Sequence[Candidate]
+    known: Known
+    record: Callable[[Judgement], None]
+
+
+def ask_ahead(judge: Judge, cases: Sequence[Case], comparisons: Comparisons) -> None:
+    """Ask for every comparison of several prompts at once, where the judge can answer many and which are needed is known before.
+
+    Comparisons without a verdict stay unknown: ``score_samples`` meets them again.
+    """
+    if not isinstance(judge, ManyJudge) or isinstance(judge, PointwiseJudge) or comparisons != "all":
+        return
+    wanted = [
+        (case, pair) for case in cases for pair in itertools.permutations(range(len(case.samples)), 2) if pair not in case.known
+    ]
+    verdicts = judge_all(judge, [(case.prompt, case.samples[one], case.samples[other]) for case, (one, other) in wanted])
+    for (case, (one, other)), verdict in zip(wanted, verdicts, strict=True):
+        if verdict is not None:
+            made = Judgement(one, other, verdict.score)
+            case.record(made)
+            case.known[one, other] = made
+
+
 def score_samples(
     judge: Judge,
     prompt: Messages,
@@ -57,6 +85,7 @@ def score_samples(
         record: takes each new judgement as soon as it is there.
 
     Raises
+        NoVerdict: the judge was asked and said nothing that can be used.
         PreftuneError: a comparison whose score is outside [0, 1].
     """
 

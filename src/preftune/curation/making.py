@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from preftune.core.errors import CheckpointError, InputError, Interrupted
 from preftune.core.events import EventSink, Progress
@@ -19,16 +20,19 @@ from preftune.core.files import write_json, write_text
 from preftune.core.ids import digest_json
 from preftune.core.recipe import GenerateConfig
 from preftune.core.records import Message
-from preftune.curation.judgement import PointwiseJudge, score_samples, tie_margin_of
+from preftune.curation.judgement import Case, PointwiseJudge, ask_ahead, score_samples, tie_margin_of
 from preftune.curation.pairing import Pair, Scored, pair_up
 from preftune.curation.prompts import prompt_digest
 from preftune.curation.record import Drawn, Record
 from preftune.data.pipeline import PromptRow
 from preftune.data.tokenize import prompt_ids_of
-from preftune.judging.base import Candidate, Judge, names_of
+from preftune.judging.base import Candidate, Judge, NoVerdict, names_of
 from preftune.modeling.generate import generate
 from preftune.modeling.load import LoadedModel
 from preftune.modeling.reference import weights_digest
+
+Scores: TypeAlias = Sequence[Sequence[float] | None]
+PROMPTS_AHEAD = 16  # prompts whose comparisons are asked for together
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,9 @@ def make_pairs(task: PairTask, sink: EventSink, should_stop: Callable[[], bool])
     pairs: list[Pair] = []
     tie_margin = tie_margin_of(task.judge)
     for row, digest, samples, scored in zip(source.prompts, source.digests, _by_prompt(task, record), scores, strict=True):
+        if scored is None:
+            left_out["no_verdict"] += 1
+            continue
         candidates = [Scored(one.number, one.text, one.is_complete, score) for one, score in zip(samples, scored, strict=True)]
         kept, refused = pair_up(candidates, task.config, sample_seed(task.seed, digest, -1), tie_margin)
         left_out.update(refused)
@@ -160,21 +167,28 @@ def _sample(task: PairTask, left_out: Counter[str], sink: EventSink, should_stop
 
 def _judge(
     task: PairTask, source: _Source, record: Record, sink: EventSink, should_stop: Callable[[], bool]
-) -> list[list[float]]:
-    """The scores of every prompt's samples."""
-    scores: list[list[float]] = []
-    for row, digest, samples in zip(source.prompts, source.digests, _by_prompt(task, record), strict=True):
-        if should_stop():
-            raise Interrupted(f"stopped after judging {len(scores)} of {len(source.prompts)} prompts; resume to go on")
-        candidates = [Candidate(one.text, one.num_tokens, one.is_complete) for one in samples]
-        scored = score_samples(
-            task.judge,
+) -> list[list[float] | None]:
+    """The scores of every prompt's samples; None where the judge gave no verdict on some of them."""
+    scores: list[list[float] | None] = []
+    cases = [
+        Case(
             row.prompt,
-            candidates,
-            task.config.comparisons,
+            [Candidate(one.text, one.num_tokens, one.is_complete) for one in samples],
             record.known.setdefault(digest, {}),
             partial(record.add_judgement, digest),
         )
+        for row, digest, samples in zip(source.prompts, source.digests, _by_prompt(task, record), strict=True)
+    ]
+    for place, case in enumerate(cases):
+        if should_stop():
+            raise Interrupted(f"stopped after judging {len(scores)} of {len(source.prompts)} prompts; resume to go on")
+        if place % PROMPTS_AHEAD == 0:
+            ask_ahead(task.judge, cases[place : place + PROMPTS_AHEAD], task.config.comparisons)
+        try:
+            scored = score_samples(task.judge, case.prompt, case.samples, task.config.comparisons, case.known, case.record)
+        except NoVerdict:
+            scores.append(None)
+            continue
         if not all(math.isfinite(score) for score in scored):
             raise CheckpointError(
                 f"the judge gave a score that is no number for prompt {len(scores) + 1}; mend the judge, delete {task.folder}"
@@ -208,10 +222,11 @@ def _pair_row(task: PairTask, source: _Source, row: PromptRow, digest: str, pair
     }
 
 
-def _sample_lines(task: PairTask, source: _Source, record: Record, scores: Sequence[Sequence[float]]) -> Iterator[str]:
+def _sample_lines(task: PairTask, source: _Source, record: Record, scores: Scores) -> Iterator[str]:
     decoding = task.config.decoding.model_dump(mode="json")
     for row, samples, scored in zip(source.prompts, _by_prompt(task, record), scores, strict=True):
-        for sample, score in zip(samples, scored, strict=True):
+        known: Sequence[float | None] = [None] * len(samples) if scored is None else scored
+        for sample, score in zip(samples, known, strict=True):
             made = {
                 "prompt": [message.to_dict() for message in row.prompt],
                 "prompt_digest": sample.prompt,
@@ -234,11 +249,11 @@ def _summary(
     task: PairTask,
     source: _Source,
     record: Record,
-    scores: Sequence[Sequence[float]],
+    scores: Scores,
     pairs: Sequence[Pair],
     left_out: Counter[str],
 ) -> dict[str, Any]:
-    flat = np.array([score for scored in scores for score in scored])
+    flat = np.array([score for scored in scores for score in scored or ()])
     distinct = [len({one.text for one in samples}) / len(samples) for samples in _by_prompt(task, record)]
     summary: dict[str, Any] = {
         "prompts": len(source.prompts),
@@ -246,14 +261,7 @@ def _summary(
         "pairs": len(pairs),
         "left_out": dict(sorted(left_out.items())),
         "pairing": task.config.pairing,
-        "score": {
-            "mean": float(flat.mean()),
-            "min": float(flat.min()),
-            "quarter": float(np.quantile(flat, 0.25)),
-            "median": float(np.median(flat)),
-            "three_quarters": float(np.quantile(flat, 0.75)),
-            "max": float(flat.max()),
-        },
+        "score": _distribution(flat),
         "complete_share": float(np.mean([one.is_complete for one in record.drawn])),
         "distinct_share": float(np.mean(distinct)),
         "num_tokens": sum(one.num_tokens for one in record.drawn),
@@ -270,6 +278,15 @@ def _summary(
             "chosen_longer_share": float(np.mean([ours > theirs for ours, theirs in zip(chosen, rejected, strict=True)])),
         }
     return summary
+
+
+def _distribution(scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Mean and quartiles; empty where nothing was scored."""
+    if not scores.size:
+        return {}
+    low, middle, high = (float(one) for one in np.quantile(scores, [0.25, 0.5, 0.75]))
+    ends = {"mean": float(scores.mean()), "min": float(scores.min())}
+    return {**ends, "quarter": low, "median": middle, "three_quarters": high, "max": float(scores.max())}
 
 
 def _words(left_out: Mapping[str, int]) -> str:

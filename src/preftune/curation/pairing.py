@@ -20,6 +20,7 @@ REASONS = {
     "duplicate_prompt": "the prompt was used before",
     "in_verdict_set": "the prompt belongs to the verdict set",
     "no_room": "the prompt leaves the model no position for an answer",
+    "no_verdict": "the judge gave no verdict on a prompt's samples",
     "no_pair": "no pair of a prompt was kept",
 }
 """Every reason for leaving something out, in words; counted in samples, proposed pairs or prompts, as the words say."""
