@@ -139,7 +139,21 @@ def _find_step(who: str, stages: list[Path], step: str) -> Path:
             if step.isdigit() and number.isdigit() and int(number) == int(step):
                 return checkpoint / "model"
             known.append(str(int(number)) if number.isdigit() else number)
+        last = _last_step(stage)
+        if last is not None:
+            if step == str(last):
+                return stage / "final"
+            known.append(str(last))
     raise CheckpointError(f"{who}: no checkpoint of step {step}; there is {', '.join(known) or 'none'}")
+
+
+def _last_step(stage: Path) -> int | None:
+    """The step whose weights are the stage's final ones; None where the stage has not ended, or kept its best checkpoint."""
+    if not ((stage / "final").is_dir() and (stage / "result.json").is_file()):
+        return None
+    result = read_json(stage / "result.json")
+    steps = int(result["steps"])
+    return steps if result.get("kept_step", steps) in {0, steps} else None
 
 
 def _stage_number(path: Path) -> int:

@@ -33,6 +33,11 @@ def test_a_checkpoint_is_named_by_run_step_or_folder(run, tmp_path):
     assert find_model(f"{run.path.name}@2", tmp_path) == stage / "checkpoints" / "step-000002" / "model"
     assert find_model(str(stage / "checkpoints" / "step-000004"), tmp_path).name == "model"
     assert find_model(str(stage / "final"), tmp_path) == stage / "final"
+    (stage / "result.json").write_text('{"steps": 6, "kept_step": 6}', encoding="utf-8")
+    assert find_model(f"{run.path.name}@6", tmp_path) == stage / "final"
+    (stage / "result.json").write_text('{"steps": 6, "kept_step": 4}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="no checkpoint of step 6; there is 2, 4"):
+        find_model(f"{run.path.name}@6", tmp_path)  # final holds the best weights, not the last ones
     with pytest.raises(CheckpointError, match="no checkpoint of step 3; there is 2, 4"):
         find_model(f"{run.path.name}@3", tmp_path)
     with pytest.raises(CheckpointError, match="no run or folder"):
