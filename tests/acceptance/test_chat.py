@@ -33,7 +33,8 @@ def test_one_prompt_is_one_answer_and_the_seed_decides_it(chat):
     assert other.stdout != one.stdout
 
 
-def test_a_piped_conversation_is_saved_and_a_preference_is_a_row_that_check_reads(preftune, tmp_path, shared_data):
+def test_a_piped_conversation_is_saved_and_a_preference_is_a_row_that_check_reads(preftune, environment, tmp_path, shared_data):
+    environment["COLUMNS"] = "100"
     other = shared_data / "models" / "stories260K" / "hf"
     lines = [
         "Hello.", "/system Be kind.", "Write a story about a hen.", "/save talk.jsonl", f"/compare {other}",
