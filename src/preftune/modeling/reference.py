@@ -125,6 +125,11 @@ class ReferenceCache:
                 missing.setdefault(tuple(self._keys(example)), example)
         return list(missing.values())
 
+    def is_new(self, pack: Pack) -> bool:
+        """Whether every completion of a pack would be scored by ``fill`` as it stands there: none is held, none comes twice."""
+        keys = [key for example in pack.examples for key in self._keys(example)]
+        return len(set(keys)) == len(keys) and not any(self._is_held(key) for key in keys)
+
     def scores(self, example: TokenisedExample) -> list[Array]:
         """Log-probabilities of the scored tokens of each completion; CheckpointError where one is not in the cache."""
         keys = self._keys(example)

@@ -13,8 +13,6 @@ from preftune.data.pack import Pack
 from preftune.modeling.forward import TOLERANCE, Scorer
 from preftune.training.step import Objective
 
-LAST_BITS = (1e-6, 1e-5)  # nats a token, (mean, maximum): a few units in the last place of a float32 log-probability
-
 
 class InvariantBroken(PreftuneError):
     """A check at run start failed; the message holds the numbers. The run must not go on."""
@@ -47,9 +45,8 @@ def check_start_is_reference(objective: Objective, pack: Pack, *, is_exact: bool
     """Compare the policy with its reference before any step; the largest gap in nats per token.
 
     Parameters
-        is_exact: the reference was scored just now, by this pack, on a CPU: then the gap is 0, so every margin is 0 and the
-            loss of DPO is log 2. Only the last bits of float32 may differ, where the machine's matrix products depend on
-            where their operands lie in memory. Otherwise packs may differ, and rounding with them.
+        is_exact: the reference was scored just now, by this pack, on a CPU: then the gap is exactly 0, so every margin
+            is 0 and the loss of DPO is log 2. Otherwise packs may differ, and rounding with them.
 
     Raises
         InvariantBroken: the policy does not start as its reference.
@@ -62,7 +59,7 @@ def check_start_is_reference(objective: Objective, pack: Pack, *, is_exact: bool
     objective.scorer.model.train(was_training)
     gap = (policy - objective.reference(pack)).abs()
     dtype = next(objective.scorer.model.parameters()).dtype
-    mean, most = LAST_BITS if is_exact else TOLERANCE[dtype]
+    mean, most = (0.0, 0.0) if is_exact else TOLERANCE[dtype]
     if gap.numel() and not (gap.mean() <= mean and gap.max() <= most):
         raise InvariantBroken(
             f"the policy does not start as its reference: log-probabilities differ by {gap.max():.3g} nats at most and "

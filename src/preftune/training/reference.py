@@ -24,7 +24,7 @@ class Reference:
 
     Parameters
         cache: per-token log-probabilities by content. device: where packs are scored.
-        is_fresh: the first pack was scored by this process, as it will be trained on.
+        is_fresh: every completion of the first pack was scored by this process, in that pack, as it will be trained on.
     """
 
     cache: ReferenceCache
@@ -65,7 +65,8 @@ def score_reference(
             pending.append(pack)
         else:
             left.extend(missing)
-    is_fresh = bool(packs) and bool(pending) and pending[0] is packs[0]
+    # A pair may share a completion with a pair of an earlier run, whose score was rounded in another pack.
+    is_fresh = bool(packs) and cache.is_new(packs[0])
     pending += pack_step(left, stage.config.tokens_per_pack)
     for done, pack in enumerate(pending):
         if should_stop():
