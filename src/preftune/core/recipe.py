@@ -96,11 +96,15 @@ class ProbeConfig(Section):
 
 
 class EarlyStoppingConfig(Section):
-    """Stop a stage when a metric on ``select`` has not improved by more than ``min_delta`` for ``patience`` evaluations."""
+    """Stop a stage when a metric on ``select`` has not improved by more than ``min_delta`` for ``patience`` evaluations.
+
+    warmup_evals: evaluations after the first one that are not counted against ``patience``.
+    """
 
     metric: Literal["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"] = "eval_loss"
     patience: Positive = 2
     min_delta: Annotated[float, Ge(0)] = 0.0
+    warmup_evals: Annotated[int, Ge(0)] = 0
 
 
 def _on_or_off(value: Any) -> Any:
@@ -116,7 +120,8 @@ class StageConfig(Section):
     method names a loss (``sft``, ``dpo`` ...); ``loss`` holds its options. from_checkpoint: a run, ``RUN@STEP`` or a
     folder to start from (the model before this stage otherwise); the reference is always the model that the stage
     starts from. adapter: ``lora``, ``full`` or the options of LoRA. lr ``None``: the published default for the
-    method and adapter. pairs_per_step counts examples of an optimiser step; accumulation is derived. keep: the weights
+    method and adapter. schedule: the shape after the warm-up, ending at ``min_lr_ratio`` of the peak; ``num_cycles`` of a
+    cosine (0.5 falls once). pairs_per_step counts examples of an optimiser step; accumulation is derived. keep: the weights
     of the ``last`` step, or of the ``best`` evaluation on ``select`` by the metric of ``early_stopping`` (``eval_loss``).
     probe: ``off`` samples nothing.
     method ``generate`` makes pairs instead (see GenerateConfig, whose keys may stand beside it); ``round`` is written by
@@ -136,6 +141,8 @@ class StageConfig(Section):
     tokens_per_pack: Positive = 2048
     lr: Annotated[float, Gt(0)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    min_lr_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    num_cycles: Annotated[float, Gt(0)] = 0.5
     warmup: Share = 0.1
     weight_decay: Annotated[float, Ge(0)] = 0.0
     adam_betas: tuple[Share, Share] = (0.9, 0.999)
@@ -247,9 +254,6 @@ class Recipe(Section):
     prompts_per_round: Positive | None = None
 
 
-SHORT_MODEL = "name"
-
-
 def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[str]]) -> Recipe:
     """A checked recipe from a mapping in the long or the short form.
 
@@ -280,7 +284,7 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
     recipe["stages"] = fill_previous(recipe["stages"])
     recipe = write_rounds(recipe)
     if isinstance(recipe.get("model"), str):
-        recipe["model"] = {SHORT_MODEL: recipe["model"]}
+        recipe["model"] = {"name": recipe["model"]}
     if "model" not in recipe:
         raise RecipeError("model is missing: write model: starter, a folder, or a hub id")
     _check_keys(Recipe, recipe, "")

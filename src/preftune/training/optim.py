@@ -60,11 +60,14 @@ def default_lr(config: StageConfig, view: View) -> float:
 class LrSchedule:
     """Learning rate of each optimiser step; equal to transformers' ``get_scheduler``.
 
-    The rate rises from 0 to ``peak`` over the warm-up and then stays (``constant``), falls in a line to 0 at
-    ``num_steps`` (``linear``), or along half a cosine (``cosine``; Loshchilov and Hutter 2017, arXiv:1608.03983).
+    The rate rises from 0 to ``peak`` over the warm-up and then stays (``constant``), falls in a line at
+    ``num_steps`` (``linear``), or along a cosine (``cosine``; Loshchilov and Hutter 2017, arXiv:1608.03983), to
+    ``min_ratio * peak``.
 
     Parameters
         warmup: share of the steps, rounded up, on which the rate rises.
+        min_ratio: the least rate over ``peak``, in [0, 1]; not for ``constant``.
+        num_cycles: periods of the cosine; 0.5 falls once, 1 falls and rises again.
 
     >>> schedule = LrSchedule("linear", peak=1.0, num_steps=8, warmup=0.25)
     >>> [round(schedule.at(step), 3) for step in range(8)]
@@ -75,6 +78,8 @@ class LrSchedule:
     peak: float
     num_steps: int
     warmup: float
+    min_ratio: float = 0.0
+    num_cycles: float = 0.5
 
     @property
     def num_warmup_steps(self) -> int:
@@ -90,13 +95,15 @@ class LrSchedule:
             return self.peak
         progress = (step - rise) / max(1, self.num_steps - rise)
         if self.shape == "linear":
-            return self.peak * max(0.0, 1.0 - progress)
-        return self.peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+            share = max(0.0, 1.0 - progress)
+        else:
+            share = max(0.0, 0.5 * (1.0 + math.cos(math.pi * 2.0 * self.num_cycles * progress)))
+        return self.peak * (self.min_ratio + (1.0 - self.min_ratio) * share)
 
 
 def schedule_of(config: StageConfig, view: View, num_steps: int) -> LrSchedule:
     """The schedule of a stage."""
-    return LrSchedule(config.schedule, lr_of(config, view), num_steps, config.warmup)
+    return LrSchedule(config.schedule, lr_of(config, view), num_steps, config.warmup, config.min_lr_ratio, config.num_cycles)
 
 
 class Optimiser:

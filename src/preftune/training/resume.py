@@ -25,7 +25,7 @@ IDENTITIES = {
     "epoch": "position",
     "index": "position",
 }
-SELECTION = ("best_step", "best_value", "evals_without_gain", "ended")
+SELECTION = ("best_step", "best_value", "evals_without_gain", "num_evals", "ended")
 
 
 def save(stage: StagePlan, trainee: Trainee, state: TrainState, sink: EventSink) -> Path:

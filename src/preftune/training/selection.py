@@ -31,7 +31,8 @@ def check_selectable(config: StageConfig, num_select: int) -> None:
 def note_evaluation(config: StageConfig, state: TrainState, held_out: Mapping[str, float]) -> bool:
     """Put an evaluation into the state: best value and step, evaluations without a gain, the end; True for a new best.
 
-    A gain is an improvement by more than ``min_delta`` over the best value so far; the first evaluation is one.
+    A gain is an improvement by more than ``min_delta`` over the best value so far; the first evaluation is one. The
+    ``warmup_evals`` after the first can be the best, and do not count against ``patience``.
 
     Raises
         UsageError: the stage's loss does not give the metric.
@@ -45,11 +46,14 @@ def note_evaluation(config: StageConfig, state: TrainState, held_out: Mapping[st
             f"stage {config.name}: early_stopping.metric: {config.method} gives no {rule.metric!r} on select; it gives {known}"
         )
     value = held_out[rule.metric]
+    state.num_evals += 1
     better = -value if rule.metric in SMALLER_IS_BETTER else value
     best = state.best_value if rule.metric not in SMALLER_IS_BETTER or state.best_value is None else -state.best_value
     if best is None or better > best + rule.min_delta:
         state.best_step, state.best_value, state.evals_without_gain = state.step, value, 0
         return True
+    if state.num_evals <= 1 + rule.warmup_evals:
+        return False
     state.evals_without_gain += 1
     if config.early_stopping is not None and state.evals_without_gain >= rule.patience:
         state.ended = (

@@ -48,6 +48,7 @@ class TrainState:
 
     loss_state: what a stateful loss remembers; empty before its first step and for every other loss.
     best_step, best_value: of the best evaluation so far, where the recipe asks for it. evals_without_gain: since then.
+    num_evals: evaluations so far.
     ended: why the stage ends before its last step; empty while it goes on.
     """
 
@@ -58,6 +59,7 @@ class TrainState:
     best_step: int = 0
     best_value: float | None = None
     evals_without_gain: int = 0
+    num_evals: int = 0
     ended: str = ""
 
 

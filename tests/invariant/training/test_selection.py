@@ -89,6 +89,9 @@ def test_the_rule_itself():
     assert walk([3, 2, 1, 2, 3]) == (5, 3, True)
     assert walk([3, 2, 1.9, 1.85], min_delta=0.2) == (4, 2, True)
     assert walk([0.5, 0.7, 0.6, 0.65], metric="eval_rewards/accuracies") == (4, 2, True), "a larger accuracy is better"
+    assert walk([3, 3, 3]) == (3, 1, True)
+    assert walk([3, 3, 3, 3, 3], warmup_evals=1) == (4, 1, True), "the first one after the baseline is not counted"
+    assert walk([3, 2, 3, 3, 3], warmup_evals=1) == (4, 2, True), "and can be the best"
     assert walk([-5, -9, -4], metric="eval_logps/chosen", patience=5) == (3, 3, False)
 
 

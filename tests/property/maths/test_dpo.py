@@ -61,6 +61,11 @@ def check_golden(loss):
     # rpo: 0.5 * 10 / 4 = 1.25 beside the DPO term
     assert loss(rpo_alpha=0.5)(x).terms["nll"].values.item() == pytest.approx(1.25, abs=1e-12)
     assert set(loss()(x).terms) == {"dpo"}
+    # without a reference: h = -10 + 20 = 10; beta h = 1
+    free = loss(beta=0.1, reference_free=True)
+    assert not free.needs_reference
+    assert loss().needs_reference
+    assert free(x).terms["dpo"].values.item() == pytest.approx(math.log1p(math.exp(-1.0)), abs=1e-12)
     assert not out.chosen_rewards.requires_grad
 
 
@@ -118,6 +123,7 @@ MUTANTS = {
     "early mean": ("- e * functional.logsigmoid(-margins)", "- (e * functional.logsigmoid(-margins)).mean()"),
     "length of the other side": ("rejected / logps.rejected_tokens", "rejected / logps.chosen_tokens"),
     "NLL without its length": ("logps.policy_chosen / logps.chosen_tokens", "logps.policy_chosen"),
+    "the reference stays": ("chosen, rejected = logps.policy_chosen, logps.policy_rejected", "pass"),
     "NLL of the rejected": ("* logps.policy_chosen /", "* logps.policy_rejected /"),
 }
 

@@ -25,6 +25,23 @@ def test_schedules_equal_transformers(schedule, num_steps, warmup):
         theirs.step()
 
 
+@pytest.mark.parametrize(("floor", "cycles"), [(0.1, 0.5), (0.0, 1.5), (0.25, 1.0), (1.0, 0.5)])
+def test_a_cosine_with_a_floor_and_cycles_equals_transformers(floor, cycles):
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-4)
+    mine = LrSchedule("cosine", 3e-4, 37, 0.1, min_ratio=floor, num_cycles=cycles)
+    options = {"num_cycles": cycles, "min_lr_rate": floor}
+    theirs = get_scheduler("cosine_with_min_lr", optimiser, mine.num_warmup_steps, 37, scheduler_specific_kwargs=options)
+    for step in range(37):
+        assert mine.at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-18), step
+        optimiser.step()
+        theirs.step()
+
+
+def test_a_line_ends_at_its_floor():
+    rates = [LrSchedule("linear", 2.0, 5, 0.0, min_ratio=0.25).at(step) for step in range(6)]
+    assert rates == pytest.approx([2.0, 1.7, 1.4, 1.1, 0.8, 0.5])
+
+
 def test_schedules_differ_from_each_other():
     values = {name: LrSchedule(name, 1.0, 10, 0.1).at(7) for name in ("linear", "cosine", "constant")}
     assert len(set(values.values())) == 3

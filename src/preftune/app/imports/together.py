@@ -36,6 +36,13 @@ def _batch(value: Any) -> int:
     return count(value)
 
 
+def _ratio(value: Any) -> float:
+    found = number(value)
+    if not 0 <= found <= 1:
+        raise CannotCarry(f"is {value!r}, not a share of the peak rate")
+    return found
+
+
 @job_sources.register("together")
 @dataclass(frozen=True, slots=True)
 class Together:
@@ -64,7 +71,12 @@ class Together:
         "validation_file": To("data.select", str, "is a file of the service; download it and give its path"),
         "early_stopping_patience": To("early_stopping.patience", count),
         "early_stopping_min_delta": To("early_stopping.min_delta", number),
+        "early_stopping_warmup_evals": To("early_stopping.warmup_evals", whole),
         "lr_scheduler.lr_scheduler_type": To("schedule", shared.SCHEDULE),
+        "lr_scheduler.lr_scheduler_args.min_lr_ratio": To("min_lr_ratio", _ratio),
+        "lr_scheduler.lr_scheduler_args.num_cycles": To("num_cycles", positive),
+        "min_lr_ratio": To("min_lr_ratio", _ratio),
+        "scheduler_num_cycles": To("num_cycles", positive),
         **read("batch", "batch_size gradient_accumulation_steps"),
         **read("model", "model from_hf_model"),
         **read(
@@ -78,10 +90,7 @@ class Together:
         **read("adapter", "training_type.lora_trainable_modules lora lora_r lora_alpha lora_dropout lora_trainable_modules"),
         **read("data", "training_file"),
         **read("early stopping", "early_stopping_enabled"),
-        **leave("the rate ends at 0", "lr_scheduler.lr_scheduler_args.min_lr_ratio min_lr_ratio", 0, 0.0),
-        **leave("half a cosine is what there is", "lr_scheduler.lr_scheduler_args.num_cycles scheduler_num_cycles", 0.5),
         **leave("`lr_scheduler` of the SDK's own arguments is lr_scheduler_type", "lr_scheduler_type", "cosine"),
-        **leave("early stopping counts from the first evaluation", "early_stopping_warmup_evals", 0),
         **leave("pairs are always packed, with prompts shared", "packing", True),
         **leave("the loss counts answers only", "train_on_inputs training_method.train_on_inputs", "auto", False),
         **leave(
@@ -161,10 +170,8 @@ def _set_loss(job: Job) -> None:
         job.put("loss.beta", beta, beta_key)
         if norm is not None:
             job.put("loss.length_normalised", flag(norm), norm_key)
-        if free is not None and flag(free):
-            job.leave(free_key, "dpo here has a reference; simpo and orpo are the losses without one")
-        elif free is not None:
-            job.carried[free_key] = "as preftune does anyway"
+        if free is not None:
+            job.put("loss.reference_free", flag(free), free_key)
     if alpha is not None:
         shared.add_sft(job, float(alpha), alpha_key, "the NLL of the chosen answer, averaged over its own tokens")
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 from torch.nn import functional
 
-from preftune.maths.losses.base import BaseLoss, losses
+from preftune.core.records import Need, View
+from preftune.maths.losses.base import losses
 from preftune.maths.types import LossTerms, PairLogps, Term
 
 
 @losses.register("dpo")
 @dataclass(frozen=True, slots=True)
-class DPO(BaseLoss):
-    r"""Direct preference optimisation, with label smoothing, length normalisation and an NLL term.
+class DPO:
+    r"""Direct preference optimisation, with label smoothing, length normalisation, an NLL term, and without a reference.
 
     For a prompt x with chosen y_w and rejected y_l, let h be the difference of log-ratios and T_w, T_l the numbers of
     scored tokens
@@ -31,7 +32,8 @@ class DPO(BaseLoss):
     pair by pair; ``length_normalised`` sets n_w = T_w and n_l = T_l (Eq. 6 of Tulu 3, Lambert et al. 2024,
     arXiv:2411.15124); rpo_alpha > 0 adds the chosen completion's NLL by its own length (Eq. 1 and 2 of Pang et al. 2024,
     arXiv:2404.19733). Gradient: dL/dh = beta (e - sigmoid(-beta h)), and the NLL term adds -rpo_alpha / T_w on
-    log pi(y_w|x).
+    log pi(y_w|x). ``reference_free`` sets log ref = 0, the reference that gives every completion the same probability: Eq. 3
+    of CPO (Xu et al. 2024, arXiv:2401.08417) without its NLL, and no reference is scored.
     Where implementations disagree: TRL averages the NLL over the tokens of a micro-batch, the paper and this loss over
     each completion's own; TRL logs rewards without the lengths even where its loss divides by them, here the rewards
     are the two sides of the margin that is trained, so accuracy and loss speak of the same thing.
@@ -40,6 +42,7 @@ class DPO(BaseLoss):
         beta: strength of the pull to the reference, > 0, per nat. Usual 0.01 to 0.5; with ``length_normalised`` 2 to 10.
         label_smoothing: e, the assumed share of flipped labels, in [0, 0.5), of pairs that say no confidence.
         length_normalised: divide each log-ratio by its completion's own number of tokens.
+        reference_free: leave the reference out.
         rpo_alpha: weight of the NLL term, >= 0, pair. Usual 0 (off) or 0.1 to 1.
 
     Shapes
@@ -63,10 +66,21 @@ class DPO(BaseLoss):
     label_smoothing: Annotated[float, Interval(ge=0, lt=0.5)] = 0.0
     length_normalised: bool = False
     rpo_alpha: Annotated[float, Ge(0)] = 0.0
+    reference_free: bool = False
+    view: ClassVar[View] = "pairs"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    is_batchwise: ClassVar[bool] = False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference's log-probabilities are computed."""
+        return not self.reference_free
 
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one pack."""
         chosen, rejected = logps.chosen_logratio, logps.rejected_logratio
+        if self.reference_free:  # a part of a mix may need the reference all the same
+            chosen, rejected = logps.policy_chosen, logps.policy_rejected
         if self.length_normalised:
             chosen, rejected = chosen / logps.chosen_tokens, rejected / logps.rejected_tokens
         chosen_rewards, rejected_rewards = self.beta * chosen, self.beta * rejected
