@@ -7,13 +7,14 @@ name, which makes transformers pass ``attention_mask=None`` by itself.
 In a group (prompt p, completions c_1 ... c_K) token i sees token j where j <= i in the row, j is of the prompt or of
 the same completion, and position(j) > position(i) - window. Positions restart after the prompt for every completion.
 
-Four paths, one result:
+Five paths, one result:
 
 * groups up to ``KEPT_TOKENS`` on a CPU: three batched products a group, in one autograd Function for the whole pack,
   probabilities kept for backward;
 * up to ``EXPLICIT_TOKENS``: the same, probabilities computed again in backward;
-* longer groups, and every other device: scaled_dot_product_attention per completion, whose memory is flat;
-* soft caps, sinks and dropout: explicit softmax per completion.
+* longer groups on a CPU: flash attention in two parts (:mod:`preftune.modeling.long_attention`), whose memory is flat;
+* every other device: scaled_dot_product_attention per completion;
+* soft caps, sinks, dropout, and windows of long groups: explicit softmax per completion, of long ones in chunks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from preftune.core.errors import PreftuneError
 from preftune.data.pack import Group
+from preftune.modeling.long_attention import in_chunks, long_attention
 
 SHARED = "preftune_shared"
 KEPT_TOKENS = 512
@@ -193,10 +195,16 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, 
         if group.num_tokens <= EXPLICIT_TOKENS:
             part = _group_attention(q[:, :, span], k[:, :, span], v[:, :, span], alone, scale, window)
         else:
-            flat = _each_completion(q[:, :, span], k[:, :, span], v[:, :, span], alone, _Flat(scale, window))
-            part = torch.cat(flat, 2).transpose(1, 2)
+            part = _long_group(q[:, :, span], k[:, :, span], v[:, :, span], alone, scale, window).transpose(1, 2)
         parts.append(part)
     return torch.cat(parts, 1)
+
+
+def _long_group(q: Tensor, k: Tensor, v: Tensor, alone: PairLayout, scale: float, window: int | None) -> Tensor:
+    (group,) = alone.groups
+    if window is not None and window < group.prompt + max(group.completions):
+        return torch.cat(_each_completion(q, k, v, alone, _Explicit(scale, window, None, None, 0.0)), 2)
+    return long_attention(q, k, v, group, scale)
 
 
 def _group_attention(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
@@ -325,11 +333,11 @@ def _each_completion(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, core: 
         for number, length in enumerate(group.completions):
             if number == 0:
                 span = slice(start, at + length)
-                parts.append(core(q[:, :, span], k[:, :, span], v[:, :, span], 0))
+                parts.append(in_chunks(core, q[:, :, span], k[:, :, span], v[:, :, span], 0, core.window))
             else:
                 own = slice(at, at + length)
                 keys = torch.cat([k[:, :, start : start + group.prompt], k[:, :, own]], 2)
                 values = torch.cat([v[:, :, start : start + group.prompt], v[:, :, own]], 2)
-                parts.append(core(q[:, :, own], keys, values, group.prompt))
+                parts.append(in_chunks(core, q[:, :, own], keys, values, group.prompt, core.window))
             at += length
     return parts

@@ -17,18 +17,33 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from preftune.modeling.head_blocks import BlockedTokenLogps
+
 LOGITS_PER_CHUNK = 1 << 23  # 32 MB of float32: larger chunks leave the cache, smaller ones starve the product
+MIN_TOKENS = 64
+BLOCKS_FROM, BLOCK = 1 << 18, 1 << 13
+"""Where 64 tokens make 64 MB of logits the vocabulary comes in blocks: measured on two cores at V = 262,144 (width 640,
+bfloat16) 105 MB instead of 235 for 6 % more time, and at 151,936 100 MB instead of 153 for 35 % more."""
 SMALL = 1e-30  # below it float32 probabilities lose digits
 WEIGHT_CHUNKS = 4  # a weight gradient is read and written once a chunk, so its chunks are larger
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
-    """What a model does to its logits: multiply by ``scale``, then cap softly at ``cap``. ``chunk``: tokens at a time."""
+    """What a model does to its logits: multiply by ``scale``, then cap softly at ``cap``.
+
+    chunk: tokens at a time. block: ids of the vocabulary at a time, 0 for all of them.
+    """
 
     scale: float = 1.0
     cap: float | None = None
     chunk: int = 512
+    block: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Tokens at a time where the vocabulary comes in blocks."""
+        return max(MIN_TOKENS, LOGITS_PER_CHUNK // max(1, self.block))
 
 
 def head_spec(model: PreTrainedModel, chunk: int | None = None) -> HeadSpec:
@@ -37,8 +52,9 @@ def head_spec(model: PreTrainedModel, chunk: int | None = None) -> HeadSpec:
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     divisor = float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
-    tokens = chunk or max(64, min(4096, LOGITS_PER_CHUNK // int(config.vocab_size)))
-    return HeadSpec(scale / divisor, None if cap is None else float(cap), tokens)
+    vocabulary = int(config.vocab_size)
+    tokens = chunk or max(MIN_TOKENS, min(4096, LOGITS_PER_CHUNK // vocabulary))
+    return HeadSpec(scale / divisor, None if cap is None else float(cap), tokens, BLOCK if vocabulary >= BLOCKS_FROM else 0)
 
 
 def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, spec: HeadSpec) -> Tensor:
@@ -49,7 +65,8 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, spec: HeadSpec
     if type(head) is not nn.Linear:
         return _module_logps(hidden, head, targets, spec)
     wants_grad = torch.is_grad_enabled()
-    applied = TokenLogps.apply(hidden, head.weight, head.bias, targets, spec, wants_grad)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    function = BlockedTokenLogps if spec.block else TokenLogps
+    applied = function.apply(hidden, head.weight, head.bias, targets, spec, wants_grad)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return cast(Tensor, applied)
 
 

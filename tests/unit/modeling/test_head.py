@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from preftune.modeling.head import HeadSpec, token_concentration, token_logps
+from preftune.modeling import head as head_module
+from preftune.modeling.head import HeadSpec, head_spec, token_concentration, token_logps
 
 
 def written_out(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: HeadSpec) -> Tensor:
@@ -18,10 +21,19 @@ def written_out(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
     return torch.log_softmax(z, -1).gather(1, targets[:, None]).squeeze(1)
 
 
-@pytest.mark.parametrize("spec", [HeadSpec(chunk=3), HeadSpec(0.25, None, 4), HeadSpec(1.0, 2.0, 5), HeadSpec(1.5, 3.0, 100)])
+BLOCKED = [HeadSpec(block=4), HeadSpec(0.25, None, 4, block=3), HeadSpec(1.5, 3.0, block=11), HeadSpec(1.0, 2.0, block=64)]
+
+
+@pytest.mark.parametrize(
+    "spec", [HeadSpec(chunk=3), HeadSpec(0.25, None, 4), HeadSpec(1.0, 2.0, 5), HeadSpec(1.5, 3.0, 100), *BLOCKED]
+)
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_value_and_gradients_in_float64(spec: HeadSpec, has_bias: bool, is_trained: bool) -> None:
+def test_value_and_gradients_in_float64(
+    monkeypatch: pytest.MonkeyPatch, spec: HeadSpec, has_bias: bool, is_trained: bool
+) -> None:
+    monkeypatch.setattr(head_module, "MIN_TOKENS", 5)  # several chunks of tokens, where the vocabulary comes in blocks too
+    monkeypatch.setattr(head_module, "LOGITS_PER_CHUNK", 20)
     torch.manual_seed(0)
     head = nn.Linear(6, 11, bias=has_bias).double().requires_grad_(is_trained)
     targets = torch.randint(0, 11, (13,))
@@ -104,3 +116,32 @@ def test_concentration_is_the_log_of_the_sum_of_squares(spec: HeadSpec) -> None:
     assert not got.requires_grad
     even = token_concentration(torch.zeros(1, 6).double(), nn.Linear(6, 11, bias=False).double(), spec)
     assert even.item() == pytest.approx(-math.log(11))
+
+
+def largest_bytes(vocabulary: int, *, is_trained: bool, block: int) -> int:
+    """The largest tensor that the head makes beside its weight's own gradient."""
+    head = nn.Linear(4, vocabulary, bias=False).requires_grad_(is_trained)
+    hidden, targets = torch.randn(300, 4, requires_grad=True), torch.randint(0, vocabulary, (300,))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        torch.autograd.backward(token_logps(hidden, head, targets, HeadSpec(chunk=64, block=block)).sum())
+    return max(event.cpu_memory_usage for event in found.events())
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_blocks_make_memory_independent_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch, is_trained: bool) -> None:
+    monkeypatch.setattr(head_module, "LOGITS_PER_CHUNK", 1 << 16)
+    small, large = (largest_bytes(size, is_trained=is_trained, block=1024) for size in (8192, 65536))
+    weight = 65536 * 4 * 4 if is_trained else 0
+    assert large <= max(1.2 * small, 1.05 * weight)
+    off = largest_bytes(65536, is_trained=is_trained, block=0)
+    assert off >= 64 * 65536 * 4, "all logits of a chunk at one time"
+
+
+def test_only_large_vocabularies_come_in_blocks() -> None:
+    def spec(vocabulary: int) -> HeadSpec:
+        config = LlamaConfig(vocab_size=vocabulary, hidden_size=8, num_hidden_layers=0, num_attention_heads=1)
+        with torch.device("meta"):
+            return head_spec(LlamaForCausalLM(config))
+
+    assert (spec(49_152).block, spec(151_936).block) == (0, 0)
+    assert spec(262_144).block * spec(262_144).rows <= head_module.LOGITS_PER_CHUNK
