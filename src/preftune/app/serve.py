@@ -13,7 +13,7 @@ from types import FrameType
 
 from preftune.app.jobs.models import add_base_model
 from preftune.app.jobs.platform import Platform
-from preftune.app.jobs.worker import Worker
+from preftune.app.jobs.worker import LEASE_SECONDS, Worker
 from preftune.core.errors import UsageError
 
 STARTER = "starter"
@@ -32,7 +32,7 @@ def offer_models(platform: Platform, given: Mapping[str, str]) -> list[str]:
     return [STARTER, *(name for name in given if name != STARTER)]
 
 
-def work(platform: Platform, *, slots: int) -> None:
+def work(platform: Platform, *, slots: int, lease: float = LEASE_SECONDS) -> None:
     """Work on jobs until SIGTERM or SIGINT; running jobs checkpoint and wait for the next worker."""
     stop = threading.Event()
 
@@ -44,7 +44,7 @@ def work(platform: Platform, *, slots: int) -> None:
         signal.signal(number, ask)
     parent = os.getppid()
     is_embedded = os.environ.get("PREFTUNE_EMBEDDED") == "1"
-    Worker(platform, slots=slots).run(lambda: stop.is_set() or (is_embedded and os.getppid() != parent))
+    Worker(platform, slots=slots, lease=lease).run(lambda: stop.is_set() or (is_embedded and os.getppid() != parent))
 
 
 def start_worker(slots: int) -> subprocess.Popen[bytes]:

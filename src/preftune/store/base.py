@@ -120,5 +120,6 @@ class Store(Protocol):
 
 def lost_attempts(job: Job) -> dict[str, Any]:
     """The changes that end a job whose workers died too often."""
-    message = f"its worker died {job.attempt} times; the last one was {job.worker}"
+    times = job.attempt - job.forgiven
+    message = f"its worker died {times} times without getting any further; the last one was {job.worker}"
     return {"status": "failed", "worker": "", "error": {"code": "worker_lost", "message": message, "param": None}}

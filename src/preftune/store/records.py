@@ -117,6 +117,8 @@ class Job(Record):
         asked: ``cancel`` or ``pause`` while that is not done yet.
         worker, attempt, beat: who runs it, the how-manieth claim that is, and a count that the worker raises while it
             lives. Who writes as a worker names worker and attempt, so a worker that lost its job cannot write.
+        forgiven: attempts that count no more, because the job got further in them or was stopped on purpose; it fails
+            when ``max_attempts`` in a row brought it no checkpoint further.
         slots: what it takes of a worker: CPU slots or GPUs. priority: higher goes first.
         name: of the model that it makes. idempotency: the client's key; the same key gives the same job.
         progress: step, steps, seconds left. result: what came out. error: code, message, param.
@@ -140,6 +142,7 @@ class Job(Record):
     worker: str = ""
     attempt: int = 0
     max_attempts: int = 3
+    forgiven: int = 0
     beat: int = 0
     idempotency: str | None = None
     run_folder: str = ""
@@ -150,6 +153,11 @@ class Job(Record):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     deleted_at: datetime | None = None
+
+    @property
+    def has_attempts_left(self) -> bool:
+        """Whether it may be claimed again after its process or its worker died."""
+        return self.attempt - self.forgiven < self.max_attempts
 
 
 class Event(Record):

@@ -99,7 +99,7 @@ def resume(platform: Platform, job: Job) -> Job:
 def retry(platform: Platform, job: Job, reason: str) -> Job:
     """Queue a failed or cancelled job again, with the reason kept; it goes on from its last checkpoint."""
     said = event(job.id, job.project, "retried", f"the job was queued again: {reason}", reason=reason)
-    fresh: dict[str, Any] = {"status": "validating", "asked": "", "error": {}, "finished_at": None, "attempt": 0}
+    fresh: dict[str, Any] = {"status": "validating", "asked": "", "error": {}, "finished_at": None, "forgiven": job.attempt}
     changed = _become(platform, job, fresh, ("failed", "cancelled"), [said])
     if changed is None:
         raise WrongState(f"job {job.id} is {_status(platform, job)}; only a failed or cancelled job can be retried")

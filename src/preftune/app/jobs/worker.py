@@ -192,7 +192,10 @@ class Worker:
             return
         told = follow(running.job, self.platform.job_folder(running.job.id) / child.RUN)
         if told.events:
-            running.job = self.platform.store.write_as_worker(running.job, {"progress": told.progress}, told.events)
+            changes: dict[str, Any] = {"progress": told.progress}
+            if any(one.type == "checkpoint" for one in told.events):
+                changes["forgiven"] = running.job.attempt  # it got further: earlier deaths count no more
+            running.job = self.platform.store.write_as_worker(running.job, changes, told.events)
 
     def _settle(self, running: Running, *, is_stopping: bool = False) -> None:
         """Write down how a process ended."""
@@ -205,17 +208,24 @@ class Worker:
         elif wish == "cancel":
             self._end(job, {"status": "cancelled", "asked": "", "finished_at": now()}, "cancelled", "the job was cancelled")
         elif wish == "pause":
-            self._end(job, {"status": "paused", "asked": "", "worker": ""}, "paused", "the job was paused at its last checkpoint")
+            back = {"status": "paused", "asked": "", "worker": "", "forgiven": job.attempt}
+            self._end(job, back, "paused", "the job was paused at its last checkpoint")
         elif is_stopping or code == Interrupted.exit_code:
-            self._end(job, {"status": "queued", "worker": ""}, "requeued", "the worker stopped; the job waits for another")
+            back = {"status": "queued", "worker": "", "forgiven": job.attempt}
+            self._end(job, back, "requeued", "the worker stopped; the job waits for another")
         elif (folder / child.ERROR).is_file():
             self._fail(job, read_json(folder / child.ERROR))
-        elif job.attempt < job.max_attempts:
+        elif job.has_attempts_left:
             why = f"its process ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with code {code}"
             self._end(job, {"status": "queued", "worker": ""}, "requeued", f"{why}; it goes on from its last checkpoint")
         else:
             self._fail(
-                job, {"code": "process_died", "message": f"its process died {job.attempt} times, the last time with {code}"}
+                job,
+                {
+                    "code": "process_died",
+                    "message": f"its process died {job.attempt - job.forgiven} times without getting any further, "
+                    f"the last time with {code}",
+                },
             )
 
     def _succeed(self, job: Job, folder: Path) -> None:
