@@ -1,5 +1,6 @@
 """Random rows for the comparison with the peer's formulas, and what a loss of ours makes of them."""
 
+import copy
 import random
 
 import torch
@@ -118,11 +119,30 @@ def sequences_view(rows, dtype):
 
 
 VIEWS = {"pairs": pairs_view, "labelled": labelled_view, "negative": labelled_view, "sequences": sequences_view}
-ROWS = {"pairs": pairs(), "labelled": labelled(), "negative": labelled(seed=5, drift=-2.0), "sequences": sequences()}
+SHIFT = 1.3
 
 
-def value_of(loss, kind, rows, dtype=torch.float64, state=None):
+def shifted(rows):
+    """The same pairs with the reference of every completion more likely by SHIFT nats."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[side]["reference"][0] += SHIFT
+    return rows
+
+
+ROWS = {
+    "pairs": pairs(),
+    "shifted": shifted(pairs()),
+    "labelled": labelled(),
+    "negative": labelled(seed=5, drift=-2.0),
+    "sequences": sequences(),
+}
+
+
+def value_of(loss, kind, dtype=torch.float64, state=None):
     """Loss of a step of these rows and its gradient on the leaf, flat: what the loop would make of them."""
+    rows = ROWS[kind]
     view, leaf = VIEWS[kind](rows, dtype)
     counts = {"pair": len(rows), "completion": len(rows)}
     if isinstance(view, PairLogps):

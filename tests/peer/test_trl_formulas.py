@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import formula_rows
 import pytest
 import torch
 from formula_rows import ROWS, value_of
@@ -30,6 +31,7 @@ class Case:
 
     alone: TRL is called with one pair at a time and its losses are averaged, because it averages tokens over a micro-batch
         where the paper averages them over each completion.
+    their_rows: where TRL is given other numbers than we are. state: of a loss that has one, else its first.
     rtol: relative to the largest value; 1e-12 where both compute in float64.
     """
 
@@ -39,6 +41,8 @@ class Case:
     ours: dict = field(default_factory=dict)
     rows: str = "pairs"
     alone: bool = False
+    their_rows: str = ""
+    state: dict | None = None
     rtol: float = 1e-12
     dtype: str = "float64"
 
@@ -107,6 +111,25 @@ CASES = {
         "kto", {"beta": 0.2, "desirable_weight": 1.2, "undesirable_weight": 0.9}, "kto",
         {"beta": 0.2, "lambda_d": 1.2, "lambda_u": 0.9}, "labelled",
     ),
+    "apo on labelled answers": Case(
+        "kto", {"beta": 0.2, "loss_type": "apo_zero_unpaired", "desirable_weight": 1.2, "undesirable_weight": 0.9},
+        "apo_zero_unpaired", {"beta": 0.2, "lambda_d": 1.2, "lambda_u": 0.9}, "labelled",
+    ),
+    # TRL sorts a micro-batch, which is the whole step here
+    "aot": Case("dpo", {"beta": 0.3, "loss_type": "aot", "label_smoothing": 0.1}, "aot", {"beta": 0.3, "label_smoothing": 0.1}),
+    "aot unpaired": Case(
+        "dpo", {"beta": 0.3, "loss_type": "aot_unpaired", "label_smoothing": 0.1}, "aot_unpaired",
+        {"beta": 0.3, "label_smoothing": 0.1},
+    ),
+    # TRL dropped the running mean of the rewards: this is the loss at the mean 0
+    "bco": Case("dpo", {"beta": 0.3, "loss_type": "bco_pair"}, "bco_pair", {"beta": 0.3}),
+    # at another mean it is TRL's with every reference log-probability moved by the mean over beta
+    "bco, shifted": Case(
+        "dpo", {"beta": 0.3, "loss_type": "bco_pair"}, "bco_pair", {"beta": 0.3}, their_rows="shifted",
+        state={"mean": 0.3 * formula_rows.SHIFT, "count": 8.0},
+    ),
+    # TRL multiplies any of its losses by these weights; the paper's objective is DPO
+    "wpo": Case("dpo", {"beta": 0.3, "use_weighting": True}, "wpo", {"beta": 0.3}),
     "kto, reference point below 0": Case("kto", {"beta": 0.2}, "kto", {"beta": 0.2}, "negative"),
 }  # fmt: skip
 
@@ -123,7 +146,7 @@ def asked_of(cases):
     """What the peer's process is asked: the rows, and each case (pair by pair where it has to be)."""
     rows, questions = dict(ROWS), {}
     for name, case in cases.items():
-        parts = {name: case.rows}
+        parts = {name: case.their_rows or case.rows}
         if case.alone:
             parts = {f"{name}#{at}": f"{case.rows}#{at}" for at in range(len(ROWS[case.rows]))}
             rows |= {key: [ROWS[case.rows][at]] for at, key in enumerate(parts.values())}
@@ -163,9 +186,8 @@ def pieces_of(case, at, gradient):
 
 def compare(peer, name, case, loss=None):
     """Fails unless value and gradient agree."""
-    value, gradient = value_of(
-        loss or losses.build(case.method, case.ours), case.rows, ROWS[case.rows], getattr(torch, case.dtype)
-    )
+    made = loss or losses.build(case.method, case.ours)
+    value, gradient = value_of(made, case.rows, getattr(torch, case.dtype), case.state)
     their_value, their_gradient = theirs_of(peer, name, case)
     assert value == pytest.approx(their_value, rel=case.rtol)
     scale = max(map(abs, their_gradient))
@@ -213,10 +235,10 @@ def test_no_case_is_equal_by_chance(peer, name):
 COMING = {
     ("cpo", "alphapo"), ("cpo", "hinge"), ("cpo", "sigmoid"), ("tpo", "hinge"), ("tpo", "sigmoid"), ("option of cpo", "alpha"),
     ("option of tpo", "label_smoothing"), ("divergence", "alpha_divergence"), ("divergence", "forward_kl"),
-    ("divergence", "js_divergence"), ("option of dpo", "f_alpha_divergence_coef"), ("dpo", "aot"), ("dpo", "aot_unpaired"),
-    ("dpo", "apo_down"), ("dpo", "apo_zero"), ("dpo", "bco_pair"), ("dpo", "discopop"), ("dpo", "exo_pair"), ("dpo", "hinge"),
-    ("dpo", "nca_pair"), ("dpo", "robust"), ("dpo", "sppo_hard"), ("kto", "apo_zero_unpaired"), ("option of dpo", "discopop_tau"),
-    ("option of dpo", "label_smoothing"), ("option of dpo", "ld_alpha"), ("option of dpo", "use_weighting"),
+    ("divergence", "js_divergence"), ("option of dpo", "f_alpha_divergence_coef"),
+    ("dpo", "apo_down"), ("dpo", "apo_zero"), ("dpo", "discopop"), ("dpo", "exo_pair"), ("dpo", "hinge"),
+    ("dpo", "nca_pair"), ("dpo", "robust"), ("dpo", "sppo_hard"), ("option of dpo", "discopop_tau"),
+    ("option of dpo", "ld_alpha"),
 }  # fmt: skip
 # the model's own loss of a mixture of experts, which no formula here is part of
 NOT_A_LOSS = {("option of dpo", "router_aux_loss_coef"), ("option of kto", "router_aux_loss_coef")}

@@ -97,6 +97,14 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[Published, ...]]] = {
         "lambda_d": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
         "lambda_u": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
     },
+    "apo_zero_unpaired": {
+        "beta": _PLAIN,
+        "lambda_d": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
+        "lambda_u": (Published(0.1, 10.0, 1.0, "KTO, weights times counts in 1 to 4/3"),),
+    },
+    **{key: {"beta": _PLAIN, "label_smoothing": _SMOOTHING} for key in ("aot", "aot_unpaired", "bco_pair", "wpo")},
+    "rao_kupper": {"beta": _PLAIN, "nu": (Published(1.05, 20.0, 3.0, "DPO with ties 3"),)},
+    "davidson": {"beta": _PLAIN, "nu": (Published(0.05, 10.0, 1.0, "DPO with ties 1"),)},
     "r_dpo": {"beta": _PLAIN, "alpha": (Published(0.0, 1.0, 0.01, "R-DPO .005 to .1"),)},
     "dpop": {"beta": _PLAIN, "lambda_": (Published(0.1, 500.0, 50.0, "DPOP 5 to 500"),)},
     "discopop": {

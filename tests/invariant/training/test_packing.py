@@ -24,6 +24,10 @@ LOSSES = {
     "orpo": ("orpo", {"lambda_or": 0.5}),
     "orpo with prompts": ("orpo", {"lambda_or": 0.5, "nll_scope": "prompt_and_answer"}),
     "kto": ("kto", {"beta": 0.3, "lambda_u": 0.8}),
+    "apo_zero_unpaired": ("apo_zero_unpaired", {"beta": 0.3, "lambda_u": 0.8}),
+    "wpo": ("wpo", {"beta": 0.3}),
+    "aot": ("aot", {"beta": 0.3}),
+    "bco_pair": ("bco_pair", {"beta": 0.3}),
     "mix": ("mix", {"parts": {"dpo": {"weight": 0.8, "beta": 0.3}, "simpo": {}, "sft": {"weight": 0.2}}}),
     "sorted margins": ("sorted", {}),
 }
@@ -39,7 +43,7 @@ def objective_of(tiny_model, name, adapter):
     frozen = {}
     method, options = LOSSES[name]
     examples = make_examples(8, seed=5, completions=1 if method == "sft" else 2)
-    if method == "kto":
+    if method in {"kto", "apo_zero_unpaired"}:
         examples = with_partners(labelled(examples), 64)
     for example in examples:
         for group in (example, *([partner_group(example)] if example.partner else [])):

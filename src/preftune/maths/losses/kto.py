@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Gt
 
 from preftune.core.records import Need, View
+from preftune.maths.label_weights import Weight, doubt_weights, fitted_weights
 from preftune.maths.losses.base import BaseLoss, losses
 from preftune.maths.types import LossTerms, Term, UnpairedLogps
-
-Weight: TypeAlias = Annotated[float, Gt(0)] | Literal["auto"]
-LOW, HIGH = 1.0, 4 / 3  # of lambda_d n_d / (lambda_u n_u), section 4.2 of the paper
 
 
 @losses.register("kto")
@@ -87,29 +85,9 @@ class KTO(BaseLoss):
         >>> KTO(lambda_d="auto", lambda_u="auto").fitted(50, 200)
         KTO(beta=0.1, lambda_d=4.0, lambda_u=1.0)
         """
-        d, u = self.lambda_d, self.lambda_u
-        if not (num_desirable and num_undesirable):
-            return replace(self, lambda_d=1.0 if d == "auto" else d, lambda_u=1.0 if u == "auto" else u)
-        ratio = num_desirable / num_undesirable
-        if d == "auto" and u == "auto":
-            d, u = max(1.0, 1 / ratio), max(1.0, ratio)
-        elif u == "auto" and d != "auto":
-            u = d * ratio
-        elif d == "auto" and u != "auto":
-            d = u / ratio
+        d, u = fitted_weights(self.lambda_d, self.lambda_u, (num_desirable, num_undesirable))
         return replace(self, lambda_d=d, lambda_u=u)
 
     def doubt(self, num_desirable: int, num_undesirable: int) -> str:
         """What is unusual about the weights of the fitted loss on data with these counts; empty where nothing is."""
-        if not (num_desirable and num_undesirable):
-            which = "undesirable" if num_desirable else "desirable"
-            return f"no completion is {which}, so the loss only moves all of them one way"
-        if self.lambda_d == "auto" or self.lambda_u == "auto":
-            return ""
-        ratio = self.lambda_d * num_desirable / (self.lambda_u * num_undesirable)
-        if LOW - 1e-9 <= ratio <= HIGH + 1e-9:
-            return ""
-        return (
-            f"lambda_d x {num_desirable} desirable over lambda_u x {num_undesirable} undesirable completions is {ratio:.3g}, "
-            "outside the 1 to 4/3 of the paper"
-        )
+        return doubt_weights(self.lambda_d, self.lambda_u, (num_desirable, num_undesirable))
