@@ -13,6 +13,7 @@ from types import FrameType
 
 from preftune.app.jobs.models import add_base_model
 from preftune.app.jobs.platform import Platform
+from preftune.app.jobs.webhooks import Deliverer
 from preftune.app.jobs.worker import LEASE_SECONDS, Worker
 from preftune.core.errors import UsageError
 
@@ -42,6 +43,8 @@ def work(platform: Platform, *, slots: int, lease: float = LEASE_SECONDS) -> Non
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
+    teller = threading.Thread(target=Deliverer(platform).run, args=(stop.is_set,), name="webhooks", daemon=True)
+    teller.start()
     parent = os.getppid()
     is_embedded = os.environ.get("PREFTUNE_EMBEDDED") == "1"
     Worker(platform, slots=slots, lease=lease).run(lambda: stop.is_set() or (is_embedded and os.getppid() != parent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from preftune.cli.output import say
+from preftune.core.addresses import limit_addresses
 from preftune.core.errors import UsageError
 
 EPILOG = """\b
@@ -20,13 +21,26 @@ Examples:
 @click.option("--model", "models", multiple=True, metavar="NAME=FOLDER", help="Offer a model under a name; repeatable.")
 @click.option("--allow-host", "allowed", multiple=True, metavar="HOST", help="A further Host header that is answered.")
 @click.option("--public-url", help="What absolute URLs begin with, behind a proxy.")
+@click.option(
+    "--allow-url", "reached", multiple=True, metavar="HOST",
+    help="What users' URLs (judges, webhooks) may reach: a host, *.HOST, a network, HOST:PORT, or `public`. Nothing by default.",
+)  # fmt: skip
 @click.option("--slots", default=1, show_default=True, help="Jobs that the embedded worker runs at once; 0 starts no worker.")
-def command(host: str, port: int, models: tuple[str, ...], allowed: tuple[str, ...], public_url: str | None, slots: int) -> int:
+def command(
+    host: str,
+    port: int,
+    models: tuple[str, ...],
+    allowed: tuple[str, ...],
+    public_url: str | None,
+    reached: tuple[str, ...],
+    slots: int,
+) -> int:
     """Serve the API with an embedded worker: OpenAI's fine-tuning clients work unchanged."""
     from preftune.app.jobs.platform import Platform
     from preftune.server.run import serve
     from preftune.server.settings import ServerSettings
 
+    limit_addresses(reached)
     given: dict[str, str] = {}
     for one in models:
         name, sign, folder = one.partition("=")

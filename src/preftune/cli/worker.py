@@ -22,8 +22,10 @@ def command(slots: int, lease: float) -> int:
     """Run queued jobs until stopped; SIGTERM checkpoints what runs and leaves it to the next worker."""
     from preftune.app.jobs.platform import Platform
     from preftune.app.serve import work
+    from preftune.core.addresses import limit_addresses
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every opening
+    limit_addresses(())
     work(Platform.open(), slots=slots, lease=lease)
     return 0

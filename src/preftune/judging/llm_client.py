@@ -75,13 +75,15 @@ class ChatClient:
     def __init__(self, address: str, key: str | None, key_name: str | None, limits: Limits, account: Account) -> None:
         import httpx2
 
+        from preftune.judging import outbound
+
         self.stopped = threading.Event()
         self._address, self._key, self._key_name, self._limits, self._account = address, key, key_name, limits, account
         self._lost_in_a_row = 0
         self._has_answered = False
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         pool = httpx2.Limits(max_connections=limits.concurrency, max_keepalive_connections=limits.concurrency)
-        self._client = httpx2.Client(timeout=limits.timeout_s, headers=headers, limits=pool)
+        self._client = outbound.client(timeout=limits.timeout_s, headers=headers, limits=pool)
 
     def close(self) -> None:
         """Close every connection and wake every wait."""

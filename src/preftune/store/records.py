@@ -243,6 +243,7 @@ class Webhook(Record):
     events: tuple[str, ...]
     secret: str
     name: str = ""
+    deleted_at: datetime | None = None
 
 
 class Audit(Record):
