@@ -15,7 +15,8 @@ from preftune.core.ids import digest_json
 
 Role = Literal["system", "user", "assistant", "tool"]
 View: TypeAlias = Literal["pairs", "unpaired", "demonstrations"]  # what a loss is given
-Need: TypeAlias = Literal["tokens", "concentration", "prompt", "ties", "mismatched"]  # and what else it reads
+# and what else it reads
+Need: TypeAlias = Literal["tokens", "concentration", "prompt", "ties", "mismatched", "confidence", "strength"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 

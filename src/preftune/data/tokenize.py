@@ -42,7 +42,8 @@ class TokeniseResult:
     """Tokenised examples, those that were left out, and counts.
 
     ``counts``: ``kept``; each reason of ``excluded``; ``boundary_appended`` examples; ``cut`` completions;
-    ``end_token_added`` completions whose template writes no token that ends a generation.
+    ``end_token_added`` completions whose template writes no token that ends a generation; ``confidence_not_read`` and
+    ``strength_not_read`` pairs that say one, for a loss that does not read it.
     """
 
     examples: list[TokenisedExample]
@@ -115,6 +116,9 @@ def tokenise(
             counts["boundary_appended"] += one.boundary == "appended"
             counts["cut"] += sum(completion.is_cut for completion in one.completions)
             counts["end_token_added"] += num_added
+            if view == "pairs":
+                counts["confidence_not_read"] += (one.confidence or 1.0) < 1 and "confidence" not in needs
+                counts["strength_not_read"] += one.strength > 0 and "strength" not in needs
     return TokeniseResult(kept, excluded, {name: count for name, count in counts.items() if count})
 
 

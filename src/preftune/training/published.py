@@ -46,7 +46,7 @@ class Published:
     Parameters
         low, high: the range. usual: the value to name as the way out. source: who published it.
         scale: what is multiplied, for the sentence; empty where the option's name says enough.
-        when: options that must have these values for the row to apply (a loss's own default counts).
+        when: options that must have these values for the row to apply; one that a loss does not have counts as off.
     """
 
     low: float
@@ -67,9 +67,12 @@ _SMOOTHING = (Published(0.0, 0.3, 0.1, "cDPO and robust DPO papers"),)
 _LIKE_DPO: Mapping[str, tuple[Published, ...]] = {"beta": _LENGTH_AWARE, "label_smoothing": _SMOOTHING}
 
 PUBLISHED: Mapping[str, Mapping[str, tuple[Published, ...]]] = {
-    **dict.fromkeys(("hinge", "aot", "aot_unpaired", "bco_pair", "exo_pair", "nca_pair", "wpo", "ld_dpo", "odpo"), _LIKE_DPO),
-    **dict.fromkeys(("apo_zero", "apo_down", "apo_zero_unpaired", "rao_kupper", "davidson", "rpo"), _LIKE_DPO),
+    **dict.fromkeys(("hinge", "aot", "aot_unpaired", "bco_pair", "nca_pair", "wpo"), _LIKE_DPO),
+    **dict.fromkeys(("apo_zero", "apo_down", "apo_zero_unpaired", "rao_kupper", "davidson"), _LIKE_DPO),
     "dpo": {**_LIKE_DPO, "rpo_alpha": (Published(0.0, 2.0, 1.0, "RPO paper 1, ms-swift 0.1"),)},
+    "exo_pair": {"beta": _PLAIN, "label_smoothing": (Published(1e-5, 0.3, 1e-3, "EXO 1e-3"),)},
+    "ld_dpo": {**_LIKE_DPO, "alpha": (Published(0.1, 1.0, 0.5, "LD-DPO .3 to .6"),)},
+    "odpo": {"beta": _PLAIN, "alpha": (Published(0.0, 2.0, 1.0, "ODPO .5 to 1"),)},
     "robust": {"beta": _LENGTH_AWARE, "label_smoothing": (Published(0.0, 0.4, 0.1, "robust DPO paper"),)},
     "ipo": {
         "tau": (Published(0.01, 1.0, 0.1, "IPO paper, handbook's scan"),),
@@ -83,6 +86,7 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[Published, ...]]] = {
     "alphapo": {
         "beta": (Published(1.0, 25.0, 2.5, "AlphaPO 2.5 to 10", "shaped average log-probs"),),
         "alpha": (Published(-1.0, 1.0, 0.25, "AlphaPO -.25 to .25"),),
+        "gamma": (Published(0.0, 10.0, 0.25, "AlphaPO, gamma / beta .1 to 1"),),
     },
     "orpo": {
         "lambda_or": (Published(0.01, 1.0, 0.1, "ORPO .1, Zephyr-141B .05"),),
@@ -106,15 +110,16 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[Published, ...]]] = {
     "rao_kupper": {"beta": _PLAIN, "nu": (Published(1.05, 20.0, 3.0, "DPO with ties 3"),)},
     "davidson": {"beta": _PLAIN, "nu": (Published(0.05, 10.0, 1.0, "DPO with ties 1"),)},
     "r_dpo": {"beta": _PLAIN, "alpha": (Published(0.0, 1.0, 0.01, "R-DPO .005 to .1"),)},
-    "dpop": {"beta": _PLAIN, "lambda_": (Published(0.1, 500.0, 50.0, "DPOP 5 to 500"),)},
+    "dpop": {"beta": _PLAIN, "lambda_p": (Published(0.1, 500.0, 50.0, "DPOP 5 to 500"),)},
     "discopop": {
         "beta": _PLAIN,
         "tau": (Published(0.01, 1.0, 0.05, "DiscoPOP .05"),),
-        "temperature": (Published(0.01, 1.0, 0.05, "DiscoPOP .05"),),
     },
-    "sppo": {"beta": (Published(1e-4, 0.1, 1e-3, "SPPO 1e-3", _SUMMED),)},
     "sppo_hard": {"beta": (Published(1e-4, 0.1, 1e-3, "SPPO 1e-3", _SUMMED),)},
-    "sppo_soft": {"beta": (Published(1e-4, 0.1, 1e-3, "SPPO 1e-3", _SUMMED),)},
+    "sppo_soft": {
+        "beta": (Published(1e-4, 0.1, 1e-3, "SPPO 1e-3", _SUMMED),),
+        "slope": (Published(0.0, 4.0, 1.0, "log-odds a step of strength"),),
+    },
 }
 
 
@@ -166,4 +171,4 @@ def _check_loss(config: StageConfig, name: str, built: Loss) -> list[Finding]:
 
 
 def _applies(row: Published, built: object) -> bool:
-    return all(getattr(built, option, value) == value for option, value in row.when)
+    return all(getattr(built, option, False) == value for option, value in row.when)

@@ -56,7 +56,7 @@ MUTANTS = {
     "dropped reference": ("logps.chosen_logratio, logps.rejected_logratio", "logps.policy_chosen, logps.policy_rejected"),
     "target doubled": ("1 / (2 * self.tau)", "1 / self.tau"),
     "not squared": ("(h - target) ** 2", "(h - target).abs()"),
-    "early mean": ("Term((h - target) ** 2", "Term(((h - target) ** 2).mean(0, keepdim=True)"),
+    "early mean": ("Term((1 - e) * (h - target) ** 2", "Term((1 - e) * ((h - target) ** 2).mean(0, keepdim=True)"),
     "length of the other side": ("rejected / logps.rejected_tokens", "rejected / logps.chosen_tokens"),
     "unscaled reward": ("self.tau * chosen.detach()", "chosen.detach()"),
 }

@@ -63,10 +63,10 @@ def check_scope(loss):
     # chosen -10 over 4 tokens, its prompt -14 over 8: 24 / 12
     x = replace(logps(ROWS[:1], grad=True), prompt=SequenceLogps(torch.tensor([-14.0]).double(), torch.tensor([8])))
     wide = loss(nll_scope="prompt_and_answer")
-    assert wide.needs == {"prompt"}
+    assert wide.needs == {"prompt", "confidence"}
     assert wide(x).terms["nll"].values.item() == pytest.approx(2.0, abs=1e-12)
     assert loss()(x).terms["nll"].values.item() == pytest.approx(2.5, abs=1e-12)
-    assert loss().needs == frozenset()
+    assert loss().needs == {"confidence"}
     with pytest.raises(ValueError, match="no log-probabilities of the prompts"):
         wide(logps(ROWS))
 
@@ -85,7 +85,7 @@ MUTANTS = {
         "torch.where(is_near, (-torch.expm1(near)).log(), ",
         "torch.where(~is_near, (-torch.expm1(near)).log(), ",
     ),
-    "early mean": ("-functional.logsigmoid(o),", "-functional.logsigmoid(o).mean(0, keepdim=True),"),
+    "early mean": ("Term(odds, ", "Term(odds.mean(0, keepdim=True), "),
 }
 
 

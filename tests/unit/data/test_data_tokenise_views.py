@@ -70,3 +70,11 @@ def test_a_ranking_gives_its_best_against_its_worst():
     assert labelled.labels == (True, False)
     level = replace(ranked, judgement=Ranking((1, 1, 1)))
     assert run(level, view="pairs").counts == {"not_a_pair": 1}
+
+
+def test_judgements_that_the_loss_does_not_read_are_counted():
+    rows = [replace(PAIR, judgement=Preference("first", *more)) for more in ((0.0, 1.0), (0.0, 0.7), (2.0, 0.9))]
+    assert run(*rows, view="pairs").counts == {"kept": 3, "confidence_not_read": 2, "strength_not_read": 1}
+    assert run(*rows, view="pairs", needs={"confidence"}).counts == {"kept": 3, "strength_not_read": 1}
+    assert run(*rows, view="pairs", needs={"confidence", "strength"}).counts == {"kept": 3}
+    assert run(*rows, view="unpaired").counts == {"kept": 3}, "labels of one completion have neither"

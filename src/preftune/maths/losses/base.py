@@ -7,7 +7,8 @@ A loss never averages over the data, never looks at a model and holds no state. 
 * ``needs_reference``: whether the reference's log-probabilities are computed;
 * ``needs``: what else it reads: ``tokens`` (per-token log-probabilities), ``concentration`` (log sum p^2 of each token),
   ``prompt`` (the policy's log-probability of the prompt's own tokens),
-  ``ties`` (pairs without a winner are kept), ``mismatched`` (completions of other prompts; every pack is given those of
+  ``ties`` (pairs without a winner are kept), ``confidence`` and ``strength`` of labels (always there; a stage counts the pairs
+  whose own are not read), ``mismatched`` (completions of other prompts; every pack is given those of
   the whole step, because they are scored before the first pass);
 * ``is_batchwise``: a term of one pair depends on other pairs of the step (a sorted margin, a running mean). Such a loss is
   called once with the whole step, gathered over packs and ranks, and its gradient is taken in a second pass. Held-out

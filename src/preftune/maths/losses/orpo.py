@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from preftune.core.records import Need, View
+from preftune.maths.labels import flip_probability
 from preftune.maths.losses.base import losses
 from preftune.maths.types import LossTerms, PairLogps, Term
 
@@ -41,10 +42,11 @@ class ORPO:
         a(y) = log pi(y|x) / T
         o = a(y_w) - log(1 - e^a(y_w)) - a(y_l) + log(1 - e^a(y_l))
 
-        L = -a(y_w) - lambda_or log sigmoid(o)
+        L = -a(y_w) - lambda_or [(1 - e) log sigmoid(o) + e log sigmoid(-o)]
 
-    Eq. 6 and 7 of Hong et al. 2024 (arXiv:2403.07691). Gradient: d log sigmoid(o) / da(y_w) = sigmoid(-o) / (1 - p_w), and
-    for y_l the same with the other sign and p_l. Both parts come from one forward pass.
+    e = 0 is Eq. 6 and 7 of Hong et al. 2024 (arXiv:2403.07691); a pair whose label came with a confidence c below 1 takes e = 1
+    - c in the second term, while the first one imitates what was chosen. Gradient for e = 0: d log sigmoid(o) / da(y_w) =
+    sigmoid(-o) / (1 - p_w), and for y_l the same with the other sign and p_l. Both parts come from one forward pass.
     Where implementations disagree: the NLL is over the answer, as in the paper and LLaMA-Factory, and by each completion's
     own length; TRL's is over prompt and answer, which ``nll_scope`` chooses, and averages the tokens of a micro-batch,
     which is this one for micro-batches of one pair. LLaMA-Factory forms log1p(-exp(a)), which loses its digits near a = 0;
@@ -56,8 +58,8 @@ class ORPO:
             -[log pi(x) + log pi(y_w|x)] / (T_x + T_w) with T_x tokens of the prompt behind its first one.
 
     Shapes
-        in:  policy log-probs (pairs,) in nats, summed over scored tokens, and counts (pairs,); the reference is not read;
-            the prompts' log-probs and counts (pairs,) for that scope.
+        in:  policy log-probs (pairs,) in nats, summed over scored tokens, counts (pairs,), and confidences (pairs,) where there
+            are any; the reference is not read; the prompts' log-probs and counts (pairs,) for that scope.
         out: terms ``nll`` and ``odds_ratio`` (weight lambda_or), (pairs,) nats, unit pair; rewards lambda_or * a, detached.
 
     Raises
@@ -81,8 +83,8 @@ class ORPO:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The prompt's tokens, where the NLL counts them."""
-        return frozenset({"prompt"}) if self.nll_scope == "prompt_and_answer" else frozenset()
+        """Confidences; and the prompt's tokens, where the NLL counts them."""
+        return frozenset({"confidence", "prompt"} if self.nll_scope == "prompt_and_answer" else {"confidence"})
 
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one pack."""
@@ -93,8 +95,10 @@ class ORPO:
             if logps.prompt is None:
                 raise ValueError("orpo is given no log-probabilities of the prompts, and its NLL is over prompt and answer")
             nll = -(logps.prompt.logps + logps.policy_chosen) / (logps.prompt.num_tokens + logps.chosen_tokens)
+        e = flip_probability(logps)
+        odds = -(1 - e) * functional.logsigmoid(o) - e * functional.logsigmoid(-o)
         terms = {
             "nll": Term(nll, "pair"),  # Eq. 2, the paper's L_SFT
-            "odds_ratio": Term(-functional.logsigmoid(o), "pair", self.lambda_or),  # Eq. 7
+            "odds_ratio": Term(odds, "pair", self.lambda_or),  # Eq. 7
         }
         return LossTerms(terms, self.lambda_or * chosen.detach(), self.lambda_or * rejected.detach())
