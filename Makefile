@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version
 SOAK_SECONDS ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check lint types unit peer clients bench soak wheel clean
+.PHONY: help setup demo test check lint types unit peer clients s3 packages bench soak wheel clean
 
 help:
 	@echo "make demo    set up, then align the embedded starter model and print the verdict (about 5 minutes)"
@@ -32,7 +32,7 @@ demo: setup
 	$(BIN)/preftune demo
 
 # two processes of one thread: the suite waits more for process starts than for products of matrices
-test: setup peer clients
+test: setup packages peer clients s3
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -45,6 +45,15 @@ check: setup
 # the peer lives in an environment of its own: it pulls other libraries backwards
 peer: setup
 	bash bench/environments/make.sh trl
+
+# an S3 server on loopback for the artifact store's contract
+s3: setup
+	bash bench/environments/make.sh s3
+
+# what tests need of the system, where the user may install it: PostgreSQL's server
+packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql >/dev/null; fi
 
 # the clients that the server's tests drive
 clients: setup

@@ -73,6 +73,8 @@ class Artifacts:
             target.close()
         except BaseException:
             target.discard()
+            if is_whole:
+                target.closed = True  # or its finaliser would try to send what was thrown away
             if not is_whole and self._system.exists(name):
                 self._system.rm_file(name)
             raise

@@ -1,16 +1,53 @@
 """Bytes are kept whole or not at all, and no key reaches outside."""
 
 import hashlib
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from preftune.core.errors import InputError
 from preftune.store.artifacts import Artifacts, TooLarge
 
+MOTO = Path(__file__).resolve().parents[3] / ".venv-s3" / "bin" / "python"
+SERVE = """
+import sys, time
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+server.start()
+print("PORT", server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
 
-@pytest.fixture(params=["folder", "memory"])
-def artifacts(request, tmp_path):
-    return Artifacts(str(tmp_path / "kept") if request.param == "folder" else f"memory://{tmp_path.name}")
+
+@pytest.fixture(scope="session")
+def s3():
+    """moto's S3 server in an environment of its own; it ends with its standard input."""
+    if not MOTO.is_file():
+        pytest.skip("moto's environment is absent: bench/environments/make.sh s3")
+    with subprocess.Popen(
+        [MOTO, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        port = next(line.split()[1] for line in server.stdout if line.startswith("PORT"))
+        yield f"http://127.0.0.1:{port}"
+        server.stdin.close()
+        server.wait(30)
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def artifacts(request, tmp_path, monkeypatch):
+    if request.param == "folder":
+        return Artifacts(str(tmp_path / "kept"))
+    if request.param == "memory":
+        return Artifacts(f"memory://{tmp_path.name}")
+    endpoint = request.getfixturevalue("s3")
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    import fsspec
+
+    bucket = f"b{abs(hash(str(tmp_path))) % 10**12}"
+    fsspec.filesystem("s3", endpoint_url=endpoint).mkdir(bucket)
+    return Artifacts(f"s3://{bucket}/kept", endpoint_url=endpoint)
 
 
 def test_bytes_come_back_with_their_digest(artifacts):
