@@ -130,6 +130,56 @@ CASES = {
     ),
     # TRL multiplies any of its losses by these weights; the paper's objective is DPO
     "wpo": Case("dpo", {"beta": 0.3, "use_weighting": True}, "wpo", {"beta": 0.3}),
+    "hinge": Case("dpo", {"beta": 0.3, "loss_type": "hinge"}, "hinge", {"beta": 0.3}),
+    "robust": Case(
+        "dpo", {"beta": 0.3, "loss_type": "robust", "label_smoothing": 0.2}, "robust", {"beta": 0.3, "label_smoothing": 0.2}
+    ),
+    # TRL takes epsilon's logarithm in float32
+    "exo": Case(
+        "dpo", {"beta": 0.3, "loss_type": "exo_pair", "label_smoothing": 0.125}, "exo_pair",
+        {"beta": 0.3, "label_smoothing": 0.125}, rtol=FLOAT32,
+    ),
+    "nca": Case("dpo", {"beta": 0.3, "loss_type": "nca_pair"}, "nca_pair", {"beta": 0.3}),
+    "sppo": Case("dpo", {"beta": 0.3, "loss_type": "sppo_hard"}, "sppo_hard", {"beta": 0.3}),
+    # without a probability the soft form is the hard one
+    "sppo, soft": Case("dpo", {"beta": 0.3, "loss_type": "sppo_hard"}, "sppo_soft", {"beta": 0.3}),
+    "apo-zero": Case("dpo", {"beta": 0.3, "loss_type": "apo_zero"}, "apo_zero", {"beta": 0.3}),
+    "apo-down": Case("dpo", {"beta": 0.3, "loss_type": "apo_down"}, "apo_down", {"beta": 0.3}),
+    "discopop": Case(
+        "dpo", {"beta": 0.3, "loss_type": "discopop", "discopop_tau": 0.4}, "discopop", {"beta": 0.3, "tau": 0.4}
+    ),
+    "ld-dpo": Case("dpo", {"beta": 0.3, "ld_alpha": 0.4}, "ld_dpo", {"beta": 0.3, "alpha": 0.4}),
+    "forward KL": Case("dpo", {"beta": 0.3, "f_divergence_type": "forward_kl"}, "dpo", {"beta": 0.3, "divergence": "forward_kl"}),
+    "Jensen-Shannon": Case(
+        "dpo", {"beta": 0.3, "f_divergence_type": "js_divergence"}, "dpo", {"beta": 0.3, "divergence": "jensen_shannon"}
+    ),
+    "hinge, forward KL": Case(
+        "dpo", {"beta": 0.3, "loss_type": "hinge", "f_divergence_type": "forward_kl"}, "hinge",
+        {"beta": 0.3, "divergence": "forward_kl"},
+    ),
+    # TRL's coefficient is 1 - alpha, and its code knows no float64
+    "alpha divergence": Case(
+        "dpo", {"beta": 0.3, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}, "dpo",
+        {"beta": 0.3, "divergence": "alpha", "divergence_alpha": 0.7}, rtol=FLOAT32, dtype="float32",
+    ),
+    "cpo": Case("cpo", {"beta": 0.3}, "cpo", {"beta": 0.3}, "sequences"),
+    "cpo, smoothed": Case(
+        "cpo", {"beta": 0.3, "cpo_alpha": 0.5, "label_smoothing": 0.1}, "cpo",
+        {"beta": 0.3, "alpha": 0.5, "label_smoothing": 0.1}, "sequences",
+    ),
+    "hinge, reference-free": Case(
+        "cpo", {"beta": 0.3, "loss_type": "hinge", "cpo_alpha": 0.0}, "hinge", {"beta": 0.3}, "sequences"
+    ),
+    "hinge of TPO": Case("tpo", {"beta": 0.3, "loss_type": "hinge", "tpo_alpha": 0.0}, "hinge", {"beta": 0.3}, "sequences"),
+    "TPO without its gold answer": Case(
+        "tpo", {"beta": 0.3, "label_smoothing": 0.1, "tpo_alpha": 0.0}, "cpo",
+        {"beta": 0.3, "alpha": 0.0, "label_smoothing": 0.1}, "sequences",
+    ),
+    # `loss_type: alphapo` is TRL's spelling of simpo with an alpha and without the NLL
+    "alphapo": Case(
+        "cpo", {"beta": 2.0, "loss_type": "simpo", "alpha": 0.3, "simpo_gamma": 0.8, "cpo_alpha": 0.0}, "alphapo",
+        {"beta": 2.0, "alpha": 0.3, "gamma": 0.8}, "sequences",
+    ),
     "kto, reference point below 0": Case("kto", {"beta": 0.2}, "kto", {"beta": 0.2}, "negative"),
 }  # fmt: skip
 
@@ -231,18 +281,10 @@ def test_no_case_is_equal_by_chance(peer, name):
 
 # ---- nothing of TRL's is forgotten
 
-# losses that preftune has no part of yet: a case takes each one's place when it comes
-COMING = {
-    ("cpo", "alphapo"), ("cpo", "hinge"), ("cpo", "sigmoid"), ("tpo", "hinge"), ("tpo", "sigmoid"), ("option of cpo", "alpha"),
-    ("option of tpo", "label_smoothing"), ("divergence", "alpha_divergence"), ("divergence", "forward_kl"),
-    ("divergence", "js_divergence"), ("option of dpo", "f_alpha_divergence_coef"),
-    ("dpo", "apo_down"), ("dpo", "apo_zero"), ("dpo", "discopop"), ("dpo", "exo_pair"), ("dpo", "hinge"),
-    ("dpo", "nca_pair"), ("dpo", "robust"), ("dpo", "sppo_hard"), ("option of dpo", "discopop_tau"),
-    ("option of dpo", "ld_alpha"),
-}  # fmt: skip
 # the model's own loss of a mixture of experts, which no formula here is part of
 NOT_A_LOSS = {("option of dpo", "router_aux_loss_coef"), ("option of kto", "router_aux_loss_coef")}
-NOT_HERE = COMING | NOT_A_LOSS
+SPELLINGS = {("cpo", "alphapo")}  # set in the config: simpo with an alpha, which has a case
+NOT_HERE = NOT_A_LOSS | SPELLINGS
 
 
 def test_every_loss_and_trainer_of_the_peer_is_covered(peer):
