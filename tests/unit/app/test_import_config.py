@@ -34,6 +34,7 @@ TRIED = {
     "early_stopping_patience": 2, "n_checkpoints": 2,
     "lora_target_linear": True, "lora": True, "use_peft": True, "trainer": "dpo", "training_files": ["a"],
     "validation_files": ["b"],
+    "f_divergence_type": "js_divergence", "ld_alpha": 0.5, "use_weighting": True, "dpo_use_weighting": True,
     "lora_trainable_modules": "all-linear", "training_type.lora_trainable_modules": "q_proj,v_proj",
 }  # fmt: skip
 TEXT = ("model", "name", "file", "dir", "dataset", "suffix", "revision", "template", "checkpoint", "metric")
@@ -123,6 +124,35 @@ def test_a_file_of_trl(tmp_path):
         ({"beta": 0.2}, "orpo", "orpo", {"lambda_or": 0.2, "nll_scope": "prompt_and_answer"}, "weight lambda"),
         ({"desirable_weight": 1.2}, "", "kto", {"beta": 0.1, "lambda_d": 1.2, "lambda_u": 1.0}, "whole step"),
         ({}, "sft", "sft", None, ""),
+        ({"loss_type": "hinge", "beta": 0.2}, "", "hinge", {"beta": 0.2}, ""),
+        ({"loss_type": "robust"}, "", "robust", {"beta": 0.1, "label_smoothing": 0.0}, ""),
+        ({"loss_type": "exo_pair", "label_smoothing": 0.01}, "", "exo_pair", {"beta": 0.1, "label_smoothing": 0.01}, ""),
+        ({"loss_type": "exo_pair"}, "", "exo_pair", {"beta": 0.1}, "1e-3, the paper's"),
+        ({"loss_type": "nca_pair"}, "", "nca_pair", {"beta": 0.1}, ""),
+        ({"loss_type": "sppo_hard", "beta": 0.001}, "", "sppo_hard", {"beta": 0.001}, ""),
+        ({"loss_type": "apo_zero"}, "", "apo_zero", {"beta": 0.1}, ""),
+        ({"loss_type": "apo_down"}, "", "apo_down", {"beta": 0.1}, ""),
+        ({"loss_type": "discopop", "discopop_tau": 0.07}, "", "discopop", {"beta": 0.1, "tau": 0.07}, ""),
+        ({"f_divergence_type": "forward_kl"}, "", "dpo", {"beta": 0.1, "divergence": "forward_kl"}, ""),
+        ({"f_divergence_type": "js_divergence", "loss_type": ["hinge", "sft"]}, "", "mix",
+         {"parts": {"hinge": {"weight": 1.0, "beta": 0.1, "divergence": "jensen_shannon"}, "sft": {"weight": 1.0}}}, ""),
+        ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}, "", "dpo",
+         {"beta": 0.1, "divergence": "alpha", "divergence_alpha": 0.7}, "1 minus it"),
+        ({"f_divergence_type": "alpha_divergence"}, "", "dpo", {"beta": 0.1, "divergence": "alpha", "divergence_alpha": 0.5}, ""),
+        ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1}, "", "dpo",
+         {"beta": 0.1, "divergence": "reverse_kl"}, ""),
+        ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0}, "", "dpo",
+         {"beta": 0.1, "divergence": "forward_kl"}, ""),
+        ({"ld_alpha": 0.4, "beta": 0.2}, "", "ld_dpo", {"beta": 0.2, "alpha": 0.4}, ""),
+        ({"ld_alpha": 1.0}, "", "dpo", {"beta": 0.1}, ""),
+        ({"use_weighting": True}, "", "wpo", {"beta": 0.1}, ""),
+        ({"cpo_alpha": 0.5, "loss_type": "sigmoid", "label_smoothing": 0.1}, "", "cpo",
+         {"beta": 0.1, "alpha": 0.5, "label_smoothing": 0.1}, "whole step"),
+        ({}, "cpo", "cpo", {"beta": 0.1, "alpha": 1.0}, ""),
+        ({"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "simpo_gamma": 0.25}, "", "alphapo",
+         {"beta": 2.5, "gamma": 0.25, "alpha": 0.25}, "gamma / beta"),
+        ({"loss_type": "simpo", "alpha": 0.25, "beta": 2.5, "cpo_alpha": 0}, "", "alphapo",
+         {"beta": 2.5, "gamma": 0.5, "alpha": 0.25}, ""),
     ],
 )  # fmt: skip
 def test_losses_of_trl(tmp_path, given, trainer, method, loss, said):
@@ -130,6 +160,55 @@ def test_losses_of_trl(tmp_path, given, trainer, method, loss, said):
     assert made.recipe["method"] == method
     assert made.recipe.get("loss") == loss
     assert said in " ".join(made.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "reason"),
+    [
+        ({"loss_type": "ipo", "f_divergence_type": "forward_kl"}, "f_divergence_type", "does not cancel by length"),
+        ({"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}, "f_divergence_type", "which apo_zero is not"),
+        ({"f_divergence_type": "chi2"}, "f_divergence_type", "has no counterpart"),
+        ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.5}, "f_divergence_type", "lies in [0, 1]"),
+        ({"f_alpha_divergence_coef": 0.5}, "f_alpha_divergence_coef", "does not name"),
+        (
+            {"f_divergence_type": "forward_kl", "f_alpha_divergence_coef": 0.5},
+            "f_alpha_divergence_coef",
+            "the job's is forward_kl",
+        ),
+        ({"loss_type": "hinge", "ld_alpha": 0.5}, "ld_alpha", "plain DPO only"),
+        ({"ld_alpha": 2}, "ld_alpha", "not a weight in [0, 1]"),
+        ({"discopop_tau": 0.1}, "discopop_tau", "does not name"),
+        ({"loss_type": "hinge", "use_weighting": True}, "use_weighting", "plain DPO only"),
+        ({"loss_type": "alphapo", "cpo_alpha": 1.0}, "cpo_alpha", "sets it to 0"),
+    ],
+)
+def test_a_variant_that_cannot_be_carried_says_why(tmp_path, given, key, reason):
+    made = import_config(write(tmp_path, {"model_name_or_path": "starter", **given}))
+    assert reason in made.left[key]
+    assert "divergence" not in made.recipe["loss"] or key == "f_alpha_divergence_coef"
+
+
+def test_losses_of_llamafactory_and_axolotl(tmp_path):
+    lf = {**LEAST["llamafactory"], "pref_beta": 0.2}
+    assert import_config(write(tmp_path, {**lf, "pref_loss": "hinge"})).recipe["loss"] == {"beta": 0.2}
+    tail = import_config(write(tmp_path, {**lf, "ld_alpha": 0.3}))
+    assert (tail.recipe["method"], tail.recipe["loss"]) == ("ld_dpo", {"beta": 0.2, "alpha": 0.3})
+    assert "policy alone" in " ".join(tail.notes)
+    mixed = import_config(write(tmp_path, {**lf, "pref_bco_weight": 0.4, "pref_ftx": 0.1}))
+    assert mixed.recipe["loss"]["parts"] == {
+        "dpo": {"weight": 1.0, "beta": 0.2}, "bco_pair": {"weight": 0.4, "beta": 0.2}, "sft": {"weight": 0.1}
+    }  # fmt: skip
+    assert mixed.left == {}
+    axolotl = {**LEAST["axolotl"], "dpo_loss_type": ["apo_zero", "sft"], "dpo_loss_weights": [1, 0.5], "rl_beta": 0.2}
+    parts = import_config(write(tmp_path, axolotl)).recipe["loss"]["parts"]
+    assert parts == {"apo_zero": {"weight": 1.0, "beta": 0.2}, "sft": {"weight": 0.5}}
+    assert import_config(write(tmp_path, {**LEAST["axolotl"], "dpo_use_weighting": True})).recipe["method"] == "wpo"
+
+
+def test_forms_of_cpo_that_are_not_here_are_refused(tmp_path):
+    for given in ({"loss_type": "hinge"}, {"loss_type": "ipo"}, {"loss_type": "sigmoid", "alpha": 0.2}):
+        with pytest.raises(InputError, match="of CPO"):
+            import_config(write(tmp_path, {**LEAST["trl"], **given}), Answers(trainer="cpo"))
 
 
 def test_warm_up_in_steps_needs_the_number_of_steps(tmp_path):

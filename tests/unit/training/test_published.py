@@ -51,6 +51,33 @@ def test_other_options_are_looked_at():
     assert codes(loss={"rpo_alpha": 50.0}) == ["unusual_option"]
 
 
+@pytest.mark.parametrize(
+    ("method", "far", "near"),
+    [
+        ("hinge", {"beta": 20.0}, {"beta": 0.5}),
+        ("robust", {"label_smoothing": 0.45}, {"label_smoothing": 0.3}),
+        ("exo_pair", {"label_smoothing": 0.4}, {"label_smoothing": 1e-4}),
+        ("nca_pair", {"beta": 1e-4}, {"beta": 0.01}),
+        ("apo_zero", {"beta": 5.0}, {"beta": 0.05}),
+        ("apo_down", {"beta": 5.0}, {"beta": 0.05}),
+        ("discopop", {"tau": 5.0}, {"tau": 0.1}),
+        ("odpo", {"alpha": 10.0}, {"alpha": 0.5}),
+        ("r_dpo", {"alpha": 2.0}, {"alpha": 0.1}),
+        ("ld_dpo", {"alpha": 0.0}, {"alpha": 0.3}),
+        ("dpop", {"lambda_p": 5e3}, {"lambda_p": 500.0}),
+        ("sppo_hard", {"beta": 0.5}, {"beta": 0.01}),
+        ("sppo_soft", {"slope": 20.0}, {"slope": 2.0}),
+        ("cpo", {"alpha": 30.0}, {"alpha": 0.5}),
+        ("alphapo", {"beta": 0.1}, {"beta": 10.0}),
+        ("alphapo", {"alpha": 5.0}, {"alpha": -0.25}),
+    ],
+)
+def test_the_losses_over_pairs_have_ranges(method, far, near):
+    option = next(iter(far))
+    assert codes(method, loss=far) == ["unusual_beta" if option == "beta" else "unusual_option"]
+    assert codes(method, loss=near) == []
+
+
 def test_learning_rates_by_adapter():
     assert codes(lr=1e-3) == ["unusual_lr"]
     assert codes(lr=1e-3, is_small=True) == []

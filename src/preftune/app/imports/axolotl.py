@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from preftune.app.imports import shared
+from preftune.app.imports import shared, variants
 from preftune.app.imports.base import Job, Table, To, count, flag, flat, job_sources, leave, number, positive, read, whole
 from preftune.app.imports.trl import set_files, set_modules
 from preftune.core.errors import InputError
@@ -48,7 +48,7 @@ class Axolotl:
         "early_stopping_patience": To("early_stopping.patience", count, "needs data.select, rows to measure on"),
         **read("adapter", "adapter lora_target_modules lora_target_linear"),
         **read("loss", "rl rl_beta dpo_beta dpo_label_smoothing rpo_alpha orpo_alpha cpo_alpha simpo_gamma dpo_norm_loss"),
-        **read("loss", "dpo_loss_type dpo_loss_weights kto_desirable_weight kto_undesirable_weight"),
+        **read("loss", "dpo_loss_type dpo_loss_weights dpo_use_weighting kto_desirable_weight kto_undesirable_weight"),
         **read("batch", "micro_batch_size gradient_accumulation_steps"),
         **read("warm-up", "warmup_ratio warmup_steps"),
         **read("adam", "adam_beta1 adam_beta2"),
@@ -89,7 +89,7 @@ class Axolotl:
         **leave(shared.HUB, "hub_model_id hub_strategy push_dataset_to_hub hf_use_auth_token"),
         **leave("the loss counts answers only", "train_on_inputs", False),
         **leave("the reference is the model that the stage starts from", "rl_adapter_ref_model precompute_ref_log_probs", True),
-        **leave("this divergence or weighting is not offered", "dpo_use_weighting dpo_label_smoothing_type", False),
+        **leave("label smoothing has one form", "dpo_label_smoothing_type"),
     }
 
     def matches(self, given: Mapping[str, Any]) -> bool:
@@ -135,6 +135,7 @@ def _set_loss(job: Job) -> None:
             job.carried["dpo_norm_loss"] = "loss.length_normalised"
         keys = ("dpo_loss_type" if "dpo_loss_type" in job.values else "rl", "dpo_loss_weights", key, "dpo_label_smoothing")
         shared.set_loss(job, names, job.get("dpo_loss_weights"), beta, shared.number_or(job, "dpo_label_smoothing", 0.0), keys)
+        variants.set_weighting(job, "dpo_use_weighting")
         if job.get("rpo_alpha") is not None:
             shared.add_sft(job, float(job.get("rpo_alpha")), "rpo_alpha",
                            "the NLL is averaged over each completion's own tokens, not over a micro batch")  # fmt: skip

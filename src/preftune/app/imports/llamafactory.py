@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from preftune.app.imports import shared
+from preftune.app.imports import shared, variants
 from preftune.app.imports.base import Job, Table, To, count, flag, flat, job_sources, leave, number, read
 from preftune.app.imports.trl import set_files, set_modules
 from preftune.core.errors import InputError
 
 STAGES = ("dpo", "kto", "sft")
+TAIL = "LLaMA-Factory weights the tail of the policy alone; here policy and reference, as the paper does"
 FTX = "averaged over each chosen answer's own tokens, as in the source"
 
 
@@ -55,7 +56,8 @@ class LlamaFactory:
             "the reference is the model that the stage starts from", "ref_model ref_model_adapters ref_model_quantization_bit"
         ),
         **leave("an adapter to go on from is from_checkpoint: FOLDER", "adapter_name_or_path create_new_adapter"),
-        **leave("this weighting is not offered", "ld_alpha pref_bco_weight dpo_loss_norm", 0, 0.0, False),
+        **read("loss", "ld_alpha pref_bco_weight"),
+        **leave("this weighting is not offered", "dpo_loss_norm", 0, 0.0, False),
         **leave(
             "this kind of training is not offered", "freeze_trainable_layers use_galore use_badam use_apollo loraplus_lr_ratio"
         ),
@@ -110,8 +112,24 @@ def _set_loss(job: Job, stage: str) -> None:
     else:
         smoothing = shared.number_or(job, "dpo_label_smoothing", 0.0)
         shared.set_loss(job, name, None, beta, smoothing, ("pref_loss", "", "pref_beta", "dpo_label_smoothing"))
+        variants.set_tail(job, "ld_alpha", TAIL)
+        _add_bco(job, beta)
     if job.get("pref_ftx") is not None and name != "orpo":
         shared.add_sft(job, float(job.get("pref_ftx")), "pref_ftx", FTX)
+
+
+def _add_bco(job: Job, beta: float) -> None:
+    """``pref_bco_weight``: a BCO term beside the preference loss."""
+    weight = shared.number_or(job, "pref_bco_weight", 0.0)
+    if "pref_bco_weight" not in job.values:
+        return
+    if weight <= 0:
+        job.carried["pref_bco_weight"] = variants.AS_ANYWAY
+        return
+    method, options = job.recipe["method"], job.recipe.get("loss", {})
+    job.put("method", "mix")
+    job.recipe["loss"] = {"parts": {method: {"weight": 1.0, **options}, "bco_pair": {"weight": weight, "beta": beta}}}
+    job.carried["pref_bco_weight"] = "loss.parts.bco_pair"
 
 
 def _set_adapter(job: Job) -> None:

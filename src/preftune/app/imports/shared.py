@@ -232,7 +232,9 @@ def _loss_of(job: Job, name: str, beta: float, smoothing: float, keys: tuple[str
         options[option] = beta
     if note:
         job.note(f"{keys[0]} {name}: {note}")
-    if smoothing:
+    if method == "exo_pair" and not smoothing:
+        job.note(f"{keys[0]} {name}: label_smoothing must be above 0, in the source too; 1e-3, the paper's, is used")
+    if smoothing or method == "robust":  # its own default is not 0
         if "label_smoothing" in known[method]:
             options["label_smoothing"] = smoothing
             job.carried[keys[3]] = "loss.label_smoothing"
@@ -251,6 +253,9 @@ def add_sft(job: Job, weight: float, key: str, note: str) -> None:
         return
     if method == "dpo":
         job.put("loss.rpo_alpha", weight, key)
+    elif method == "mix":
+        job.recipe["loss"]["parts"]["sft"] = {"weight": weight + options["parts"].get("sft", {}).get("weight", 0.0)}
+        job.carried[key] = "loss.parts.sft"
     else:
         job.recipe["method"] = "mix"
         job.recipe["loss"] = {"parts": {method: {"weight": 1.0, **options}, "sft": {"weight": weight}}}

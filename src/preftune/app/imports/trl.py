@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from preftune.app.imports import shared
+from preftune.app.imports import shared, variants
 from preftune.app.imports.base import Job, Leave, Table, To, count, flag, flat, job_sources, leave, number, one_of, read
 from preftune.core.errors import InputError
 
@@ -44,7 +44,8 @@ class TRL:
         "use_dora": To("lora.dora", flag),
         **read("adapter", "use_peft lora_target_modules"),
         **read("loss", "loss_type loss_weights beta label_smoothing rpo_alpha simpo_gamma cpo_alpha desirable_weight"),
-        **read("loss", "undesirable_weight"),
+        **read("loss", "undesirable_weight alpha"),
+        **read("loss", "f_divergence_type f_alpha_divergence_coef use_weighting ld_alpha discopop_tau"),
         **read("data", "dataset_name dataset_config dataset_train_split dataset_test_split datasets"),
         **leave("the prompt is never cut; what does not fit is left out and listed", "max_prompt_length max_completion_length"),
         **leave("data.too_long says what happens to long rows", "truncation_mode"),
@@ -64,10 +65,6 @@ class TRL:
         **leave(shared.SPEED, "precompute_ref_batch_size activation_offloading packing eval_packing dataset_batch_size"),
         **leave("special tokens are the tokenizer's own", "pad_token eos_token label_pad_token_id padding_value"),
         **leave("dropout is off: a policy is its own reference at step 0", "disable_dropout", True),
-        **leave("this divergence or weighting is not offered", "f_divergence_type", "reverse_kl"),
-        **leave(
-            "this divergence or weighting is not offered", "f_alpha_divergence_coef use_weighting ld_alpha discopop_tau", False
-        ),
         **leave("samples of the probe are always written (probe)", "generate_during_eval", False),
         **leave("only named modules of LoRA are trained", "lora_modules_to_save lora_task_type", "CAUSAL_LM"),
         **leave("rows are streamed through the reader anyway", "dataset_streaming ignore_bias_buffers"),
@@ -101,7 +98,7 @@ class TRL:
 def _trainer_of(job: Job) -> str:
     if {"desirable_weight", "undesirable_weight"} & job.values.keys():
         return "kto"
-    if {"cpo_alpha", "simpo_gamma"} & job.values.keys() or job.get("loss_type") == "simpo":
+    if {"cpo_alpha", "simpo_gamma"} & job.values.keys() or str(job.get("loss_type")) in {"simpo", "alphapo"}:
         return "cpo"
     return "dpo"
 
@@ -114,6 +111,10 @@ def _set_loss(job: Job, trainer: str) -> None:
         shared.set_loss(
             job, names, job.get("loss_weights"), beta, smoothing, ("loss_type", "loss_weights", "beta", "label_smoothing")
         )
+        variants.set_divergence(job, "f_divergence_type", "f_alpha_divergence_coef")
+        variants.set_tau(job, "discopop_tau")
+        variants.set_tail(job, "ld_alpha")
+        variants.set_weighting(job, "use_weighting")
         if job.get("rpo_alpha") is not None:
             shared.add_sft(job, float(job.get("rpo_alpha")), "rpo_alpha", "TRL averages the NLL over a micro batch's tokens, "
                            "here over each completion's own")  # fmt: skip
@@ -137,19 +138,36 @@ def _set_loss(job: Job, trainer: str) -> None:
 
 
 def _set_cpo(job: Job, beta: float) -> None:
-    if job.get("loss_type") not in {"simpo", None} or (job.get("loss_type") is None and job.get("simpo_gamma") is None):
-        raise InputError("loss_type: CPO itself is not here, its SimPO form is (loss_type: simpo); write the recipe by hand")
-    gamma = shared.number_or(job, "simpo_gamma", 0.5)
-    job.put("method", "simpo", "loss_type")
-    job.put("loss.beta", beta, "beta")
-    job.put("loss.gamma", gamma, "simpo_gamma")
-    job.note("simpo_gamma: is the margin itself (gamma); SimPO's own code names gamma / beta")
-    smoothing = shared.number_or(job, "label_smoothing", 0.0)
+    """CPO itself, its SimPO form, and that with an alpha, AlphaPO."""
+    kind, alpha = str(job.get("loss_type", "sigmoid")), shared.number_or(job, "alpha", 0.0)
+    if kind not in {"sigmoid", "simpo", "alphapo"} or (kind == "sigmoid" and alpha != 0):
+        what = f"{kind!r} of CPO{' with an alpha' if kind == 'sigmoid' else ''}"
+        raise InputError(f"loss_type: {what} is not here; there is sigmoid (cpo), simpo and alphapo; write the recipe by hand")
+    weight = 0.0 if kind == "alphapo" else shared.number_or(job, "cpo_alpha", 1.0)
+    if kind == "sigmoid":
+        job.put("method", "cpo", "loss_type")
+        job.put("loss.beta", beta, "beta")
+        job.put("loss.alpha", weight, "cpo_alpha")
+        job.note("cpo_alpha: the NLL is averaged over the tokens of the whole step here, of a micro batch in TRL")
+        if job.get("simpo_gamma") is not None:
+            job.leave("simpo_gamma", "is of the SimPO form, and the job's loss_type is sigmoid")
+    else:
+        is_shaped = alpha != 0 or kind == "alphapo"
+        job.put("method", "alphapo" if is_shaped else "simpo", "loss_type")
+        job.put("loss.beta", beta, "beta")
+        job.put("loss.gamma", shared.number_or(job, "simpo_gamma", 0.5), "simpo_gamma")
+        job.note("simpo_gamma: is the margin itself (gamma); SimPO's own code names gamma / beta")
+        if is_shaped:
+            job.put("loss.alpha", alpha, "alpha")
+    if "alpha" in job.values and "alpha" not in job.carried:
+        job.carried["alpha"] = variants.AS_ANYWAY
     if "label_smoothing" in job.values:
-        job.put("loss.label_smoothing", smoothing, "label_smoothing")
-    weight = shared.number_or(job, "cpo_alpha", 1.0)
-    shared.add_sft(job, weight, "cpo_alpha", "TRL adds the chosen answer's NLL with weight 1 unless it is 0; averaged over "
-                   "the tokens of the whole step here")  # fmt: skip
+        job.put("loss.label_smoothing", shared.number_or(job, "label_smoothing", 0.0), "label_smoothing")
+    if kind == "simpo":
+        shared.add_sft(job, weight, "cpo_alpha", "TRL adds the chosen answer's NLL with weight 1 unless it is 0; averaged over "
+                       "the tokens of the whole step here")  # fmt: skip
+    elif kind == "alphapo" and job.get("cpo_alpha") is not None:
+        job.leave("cpo_alpha", "TRL sets it to 0 for loss_type: alphapo")
 
 
 def _set_adapter(job: Job) -> None:
