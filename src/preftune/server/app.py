@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.responses import JSONResponse
 
 from preftune.app.jobs.platform import Platform
+from preftune.app.serving.service import Service, ServingOptions
 from preftune.core.version import __version__
-from preftune.server.compat import openai
+from preftune.server import serving
+from preftune.server.compat import completions, openai
 from preftune.server.errors import add_handlers
 from preftune.server.security import Gate, Limiter
 from preftune.server.settings import ServerSettings
@@ -17,10 +21,21 @@ from preftune.store.base import Query, StoreUnavailable
 from preftune.store.records import Project
 
 
-def create_app(platform: Platform, settings: ServerSettings) -> FastAPI:
-    """The server over an installation. Nothing is started here; jobs are a worker's."""
-    app = FastAPI(title="preftune", version=__version__, redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.platform, app.state.settings = platform, settings
+def create_app(platform: Platform, settings: ServerSettings, options: ServingOptions | None = None) -> FastAPI:
+    """The server over an installation. Nothing is started here; jobs are a worker's, and models start when they are asked."""
+    service = Service(platform, options or ServingOptions())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        del app
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="preftune", version=__version__, redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url=None,
+        lifespan=lifespan,
+    )  # fmt: skip
+    app.state.platform, app.state.settings, app.state.serving = platform, settings, service
     app.state.limiter = Limiter(settings.requests_per_minute)
     app.state.signing_key = secrets.token_bytes(32)
     app.add_middleware(Gate, settings=settings)
@@ -40,5 +55,7 @@ def create_app(platform: Platform, settings: ServerSettings) -> FastAPI:
             return JSONResponse({"status": "unavailable", "reason": str(error)}, 503)
         return JSONResponse({"status": "ready"})
 
+    app.include_router(completions.router)
+    app.include_router(serving.router)
     app.include_router(openai.router)
     return app

@@ -12,6 +12,7 @@ import uvicorn
 
 from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform
 from preftune.app.serve import offer_models, start_worker
+from preftune.app.serving.service import ServingOptions
 from preftune.core.errors import PreftuneError
 from preftune.server.app import create_app
 from preftune.server.security import add_key, digest_of
@@ -23,7 +24,13 @@ STOP_SECONDS = 150
 
 
 def serve(
-    platform: Platform, settings: ServerSettings, models: Mapping[str, str], *, slots: int, say: Callable[[str], None]
+    platform: Platform,
+    settings: ServerSettings,
+    models: Mapping[str, str],
+    *,
+    slots: int,
+    say: Callable[[str], None],
+    serving: ServingOptions | None = None,
 ) -> None:
     """Listen until SIGTERM or SIGINT; the worker's jobs checkpoint before this returns.
 
@@ -36,9 +43,8 @@ def serve(
     _first_key(platform, say)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(platform, settings), log_level="warning", server_header=False, timeout_graceful_shutdown=10)
-    )
+    app = create_app(platform, settings, serving)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10))
     worker = start_worker(slots) if slots > 0 else None
     say(f"listening on http://{host}:{port} (OpenAI base_url: http://{host}:{port}/v1); stop with Ctrl-C")
     try:
