@@ -10,6 +10,7 @@ from typing import Any
 
 from preftune.app.checks import check_disk, check_verdict_size, checkpoint_bytes, model_finding
 from preftune.app.context import Context
+from preftune.app.distribution import check_processes
 from preftune.app.independence import check_judges
 from preftune.app.probes import Probed, ProbeMode, ProbeTask, limit_or_machine
 from preftune.app.probes import probe as run_probes
@@ -39,9 +40,13 @@ class Plan:
         """What would stop the run."""
         return [one for one in self.findings if one.level == "blocker"]
 
+    def refused(self, *, is_resumed: bool = False) -> list[Finding]:
+        """The blockers that count; a run that is resumed has part of its checkpoints already."""
+        return [one for one in self.blockers if not (is_resumed and one.code == "disk_space")]
+
     def refuse(self, *, is_resumed: bool = False) -> None:
-        """Raise Blocked if anything would stop the run; one that is resumed has part of its checkpoints already."""
-        found = [one for one in self.blockers if not (is_resumed and one.code == "disk_space")]
+        """Raise Blocked if anything would stop the run."""
+        found = self.refused(is_resumed=is_resumed)
         if found:
             raise Blocked(found)
 
@@ -120,9 +125,13 @@ def plan(
         findings += check_judges(recipe, recipe.evaluation, rows)
     if shapes is not None:
         findings += check_disk(recipe, [_bytes_of(config, shapes, recipe.model.dtype) for config in recipe.stages])
-    made = Plan(recipe, stages, findings, {"positions": max_positions})
+    told, processes = check_processes(recipe, start.name, shapes, num_parameters)
+    findings += told
+    made = Plan(recipe, stages, findings, {"positions": max_positions, **processes})
     if made.blockers or any(not data.train for data in stages):
         return replace(made, probed=Probed(skipped="the blockers come first" if made.blockers else NOT_THERE))
+    if processes:
+        return replace(made, probed=Probed(skipped="several processes train it, and a rehearsal is of one"))
     probed = run_probes(task_of(made, context), probe, limit_or_machine(memory), sink)
     return replace(made, findings=[*findings, *probed.findings], probed=probed)
 

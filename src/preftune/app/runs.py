@@ -27,9 +27,14 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """One run on disk."""
+    """One run on disk.
+
+    Parameters
+        is_ours: whether this process writes it; of several that train together only the first one does.
+    """
 
     path: Path
+    is_ours: bool = True
 
     @classmethod
     def create(cls, output: Path, name: str, at: Path | None = None) -> RunFolder:
@@ -61,11 +66,15 @@ class RunFolder:
 
     def update(self, changes: Mapping[str, Any]) -> None:
         """Change fields of ``run.json`` atomically."""
+        if not self.is_ours:
+            return
         now = self.read() if (self.path / RUN_FILE).exists() else {}
         write_json(self.path / RUN_FILE, {**now, **changes})
 
     def update_stage(self, index: int, changes: Mapping[str, Any]) -> None:
         """Change fields of one stage's record."""
+        if not self.is_ours:
+            return
         stages = list(self.read()["stages"])
         while len(stages) <= index:
             stages.append({})

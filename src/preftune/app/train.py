@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,18 @@ from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
 from preftune.app.runs import RunFolder
 from preftune.app.series import Series, series_of
 from preftune.app.stages.base import StageWork, kind_of, say_and_refuse
-from preftune.core.errors import Interrupted, PreftuneError
+from preftune.core.errors import Interrupted, PreftuneError, UsageError
 from preftune.core.events import Event, EventSink, Noted, ignore
 from preftune.core.files import append_jsonl, read_jsonl, write_bytes, write_json
 from preftune.core.ids import digest_json
+from preftune.core.launch import Launch
 from preftune.core.recipe import Recipe
 from preftune.core.rounds import seed_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from preftune.training.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +93,54 @@ def train(
         Blocked: preflight refuses; nothing was written.
         Interrupted: SIGINT or SIGTERM; a checkpoint was written, ``resume_run`` goes on from it.
     """
+    from preftune.training.ranks import check_shared, joined
+
     place = context or Context.from_environment()
-    made = plan(recipe, sink, probe=probe, context=place)
-    made.refuse()
-    run = RunFolder.create(Path(recipe.output), recipe.name or "run", at=folder)
-    save_recipe(recipe, run.recipe_path)
-    return _train_stages(made, run, sink, place, is_asked=not is_switched_off(probe))
+    with joined(Launch.from_environment()) as ranks:
+        made = plan(recipe, sink if ranks.is_first else ignore, probe=probe, context=place)
+        _refuse_together(made, ranks)
+        if ranks.is_first:
+            run = RunFolder.create(Path(recipe.output), recipe.name or "run", at=folder)
+            save_recipe(recipe, run.recipe_path)
+        run = RunFolder(Path(ranks.from_first(str(run.path) if ranks.is_first else "")), is_ours=ranks.is_first)
+        check_shared(ranks, run.path, place.cache)
+        return _train_stages(made, run, sink, place, ranks, is_asked=not is_switched_off(probe))
 
 
 def resume_run(given: str, sink: EventSink = ignore, context: Context | None = None, output: Path = Path("runs")) -> TrainResult:
     """Go on with a run that was stopped, from its last whole checkpoint; stages that finished are not repeated."""
-    run = RunFolder.open(given, output)
-    recipe = load_recipe(run.recipe_path)
-    made = plan(recipe, sink)
-    made.refuse(is_resumed=True)
-    return _train_stages(made, run, sink, context or Context.from_environment(), is_resumed=True)
+    from preftune.training.ranks import check_shared, joined
+
+    place = context or Context.from_environment()
+    with joined(Launch.from_environment()) as ranks:
+        run = replace(RunFolder.open(given, output), is_ours=ranks.is_first)
+        recipe = load_recipe(run.recipe_path)
+        made = plan(recipe, sink if ranks.is_first else ignore)
+        _refuse_together(made, ranks, is_resumed=True)
+        check_shared(ranks, run.path, place.cache)
+        return _train_stages(made, run, sink, place, ranks, is_resumed=True)
+
+
+def _refuse_together(made: Plan, ranks: Ranks, *, is_resumed: bool = False) -> None:
+    """Raise Blocked where anything would stop the run, here or on another rank."""
+    blocked = ranks.any(is_so=bool(made.refused(is_resumed=is_resumed)))
+    made.refuse(is_resumed=is_resumed)
+    if blocked:
+        raise UsageError(
+            f"another process refuses the run and rank {ranks.rank} does not: see what it says; "
+            "model and data must be the same on all hosts"
+        )
 
 
 def _train_stages(
-    made: Plan, run: RunFolder, sink: EventSink, context: Context, *, is_resumed: bool = False, is_asked: bool = False
+    made: Plan,
+    run: RunFolder,
+    sink: EventSink,
+    context: Context,
+    ranks: Ranks,
+    *,
+    is_resumed: bool = False,
+    is_asked: bool = False,
 ) -> TrainResult:
     """Train stage after stage; ``is_asked`` asks a model first whether it can do the task, where no probe did."""
 
@@ -117,13 +149,15 @@ def _train_stages(
             append_jsonl(run.path / "events.jsonl", {"level": event.level, "code": event.code, "message": event.message})
         sink(event)
 
+    if not ranks.is_first:  # the first process speaks, asks the callbacks and writes
+        return _train_held(made, run, ignore, context, ranks, is_resumed=is_resumed, is_asked=is_asked)
     tell = context.hooks.telling(keep)
     with hold(run.path, context.cache):
-        return _train_held(made, run, tell, context, is_resumed=is_resumed, is_asked=is_asked)
+        return _train_held(made, run, tell, context, ranks, is_resumed=is_resumed, is_asked=is_asked)
 
 
 def _train_held(
-    made: Plan, run: RunFolder, tell: EventSink, context: Context, *, is_resumed: bool, is_asked: bool
+    made: Plan, run: RunFolder, tell: EventSink, context: Context, ranks: Ranks, *, is_resumed: bool, is_asked: bool
 ) -> TrainResult:
     for finding in made.findings:
         tell(Noted(finding.level, finding.code, f"{finding.fact}; {finding.way_out}"))
@@ -132,12 +166,13 @@ def _train_held(
         for config, data in zip(made.recipe.stages, made.stages, strict=True)
         for row in data.excluded
     ]
-    write_bytes(run.path / "excluded.jsonl", b"".join(excluded))
+    if run.is_ours:
+        write_bytes(run.path / "excluded.jsonl", b"".join(excluded))
     run.update({"status": "running", "error": None})
     before = made.recipe.model
     baseline = before.name
     summaries: list[dict[str, Any]] = []
-    records = run.read()["stages"]
+    records = ranks.from_first(run.read()["stages"] if run.is_ours else [])
     try:
         for index, (config, data) in enumerate(zip(made.recipe.stages, made.stages, strict=True)):
             start = start_model(made.recipe, config, before)
@@ -148,7 +183,7 @@ def _train_held(
             else:
                 probed = made.probed.stages[index] if index < len(made.probed.stages) else None
                 is_open = is_asked and (probed is None or probed.competence is None)
-                work = StageWork(made.recipe, index, data, start, run, context, is_resumed, is_open)
+                work = StageWork(made.recipe, index, data, start, run, context, is_resumed, is_open, ranks=ranks)
                 summary = dict(kind_of(config).run(work, tell))
             summaries.append(summary)
             before = start
@@ -182,7 +217,8 @@ def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
         facts["passed_loss"] = name_of(loss)
         digest = digest_json([digest, identity_of(loss)])
     run.update_stage(index, {**facts, "status": "running"})
-    write_json(folder / "data.json", {"counts": data.counts, "notes": data.notes, "formats": data.formats, "audit": data.audit,
+    if run.is_ours:
+        write_json(folder / "data.json", {"counts": data.counts, "notes": data.notes, "formats": data.formats, "audit": data.audit,
                                       "train": len(data.train), "select": len(data.select)})  # fmt: skip
     precision = choose_precision(start.dtype, config.adapter)
     loaded = load_model(start, precision=precision)
@@ -200,6 +236,7 @@ def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
             cache_folder=work.context.reference_cache,
             resume=work.is_resumed,
             loss=loss,
+            ranks=work.ranks,
             stop_reason=work.context.hooks.stop_reason,
         ),
         sink,

@@ -13,9 +13,12 @@ from typing import Any
 
 import click
 
-from preftune.cli.output import print_error
-from preftune.core.errors import PreftuneError
+from preftune.cli.output import print_error, say
+from preftune.core.errors import Blocked, Interrupted, NonFiniteLoss, PreftuneError, RankLost, UsageError
+from preftune.core.launch import Launch
 from preftune.core.version import __version__
+
+SAID_BY_ALL = (Blocked, Interrupted, NonFiniteLoss, UsageError)  # errors that every process of a run meets alike
 
 VERBS = {
     "init": "A recipe and a small data set that run at once.",
@@ -70,6 +73,9 @@ class LazyGroup(click.Group):
         """Like click's, with a suggestion for a mistyped verb."""
         from preftune.core.registry import suggest
 
+        size = Launch.from_environment().size
+        if size > 1 and args and args[0] in VERBS and args[0] != "train":
+            raise click.UsageError(f"torchrun started {size} processes, and only train shares its work; run {args[0]} without it")
         if args and not args[0].startswith("-") and args[0] not in VERBS:
             raise click.UsageError(f"no verb {args[0]!r}: {suggest(args[0], list(VERBS))}", ctx)
         return super().resolve_command(ctx, args)
@@ -93,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         result: Any = cli.main(args=given, prog_name="preftune", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except PreftuneError as error:
-        code = print_error(error, error.exit_code, is_json=is_json)
+        code = _tell(error, is_json=is_json)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
@@ -113,6 +119,26 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = print_error(UserMistake(_say(error)), 1, is_json=is_json)
     sys.exit(code)
+
+
+def _tell(error: PreftuneError, *, is_json: bool) -> int:
+    """Print an error; of several processes the first speaks, and others where what they say is theirs alone."""
+    launch = _launch()
+    if launch.is_first:
+        print_error(error, error.exit_code, is_json=is_json)
+    elif not isinstance(error, SAID_BY_ALL):
+        say(f"[rank {launch.rank}] error: {' '.join(str(error).split())}")
+    if isinstance(error, RankLost):  # the threads of a broken connection may keep the interpreter from ending
+        sys.stdout.flush()
+        os._exit(error.exit_code)
+    return error.exit_code
+
+
+def _launch() -> Launch:
+    try:
+        return Launch.from_environment()
+    except UsageError:
+        return Launch()
 
 
 class UserMistake(PreftuneError):

@@ -8,6 +8,8 @@ import click
 
 from preftune.cli.output import ProgressPrinter, print_json, print_result, say
 from preftune.cli.probing import probe_mode, probe_option
+from preftune.core.events import ignore
+from preftune.core.launch import Launch
 
 EPILOG = """\b
 Examples:
@@ -16,6 +18,7 @@ Examples:
   preftune train recipe.yaml --dry-run
   preftune train recipe.yaml --no-probe
   preftune train --resume runs/recipe-20260101-120000-ab12
+  torchrun --nproc-per-node 8 -m preftune train recipe.yaml
 
 SIGINT and SIGTERM write a checkpoint first; --resume goes on from it, bit for bit on a CPU."""
 
@@ -36,20 +39,25 @@ def command(
     from preftune.app.train import prepare_process, resume_run, train
 
     prepare_process()
+    launch = Launch.from_environment()
+    sink = ProgressPrinter() if launch.is_first else ignore
     if resume is not None:
         if recipe is not None:
             raise click.UsageError("give a recipe or --resume RUN, not both: a run holds its own recipe")
-        result = resume_run(resume, sink=ProgressPrinter())
+        result = resume_run(resume, sink=sink)
     else:
         if recipe is None:
             raise click.UsageError("name a recipe file, or --resume RUN")
         loaded = load_recipe(recipe, overrides)
         if dry_run:
             made = plan(loaded, probe=probe_mode(probe, "small"))
-            print_result(made, is_json=is_json)
+            if launch.is_first:
+                print_result(made, is_json=is_json)
             made.refuse()
             return 0
-        result = train(loaded, sink=ProgressPrinter(), probe=probe_mode(probe, "worthwhile"))
+        result = train(loaded, sink=sink, probe=probe_mode(probe, "worthwhile"))
+    if not launch.is_first:
+        return 0
     if is_json:
         print_json(result.to_dict())
     else:

@@ -9,6 +9,7 @@
     ├── Blocked                exit 1   preflight refuses the run: typed findings, each with a way out
     ├── CheckpointError        exit 1   a checkpoint that is truncated, altered or of another run
     ├── NonFiniteLoss          exit 1   training stopped before the optimiser step; names the pairs
+    ├── RankLost               exit 1   another process of a distributed run ended; what was saved before is whole
     └── Interrupted            exit 130 SIGINT or SIGTERM; a checkpoint was written first
 
 Every message is one line: what, where, why, what to do. A traceback means a bug of ours.
@@ -91,6 +92,10 @@ class CheckpointError(PreftuneError):
 
 class NonFiniteLoss(PreftuneError):
     """A loss or gradient that is not finite; raised before the optimiser step."""
+
+
+class RankLost(PreftuneError):
+    """Another process of the run ended or stopped answering; what was saved before is whole."""
 
 
 class Interrupted(PreftuneError):

@@ -123,7 +123,8 @@ class StageConfig(Section):
     method and adapter. schedule: the shape after the warm-up, ending at ``min_lr_ratio`` of the peak; ``num_cycles`` of a
     cosine (0.5 falls once). pairs_per_step counts examples of an optimiser step; accumulation is derived. keep: the weights
     of the ``last`` step, or of the ``best`` evaluation on ``select`` by the metric of ``early_stopping`` (``eval_loss``).
-    probe: ``off`` samples nothing.
+    probe: ``off`` samples nothing. distributed: under torchrun each process holds the model (``ddp``) or its part of every
+    weight, gradient and moment (``fsdp2``); ``auto`` takes fsdp2 for full fine-tuning and models that fill half of a device.
     method ``generate`` makes pairs instead (see GenerateConfig, whose keys may stand beside it); ``round`` is written by
     ``rounds``.
     """
@@ -158,6 +159,7 @@ class StageConfig(Section):
     shared_prefix: Literal["auto", "off"] = "auto"
     gradient_checkpointing: bool = False
     deterministic: bool = True
+    distributed: Literal["auto", "ddp", "fsdp2"] = "auto"
     generate: GenerateConfig | None = None
     round: Annotated[int, Ge(0)] = 0
 

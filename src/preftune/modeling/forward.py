@@ -7,7 +7,9 @@ the same numbers in the same order.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast
 
 import numpy.typing as npt
 import torch
@@ -30,8 +32,26 @@ from preftune.modeling.attention import (
 from preftune.modeling.head import HeadSpec, head_spec, token_concentration, token_logps
 from preftune.modeling.sharing import probe_pack, trace_fault, why_not_shared
 
+T = TypeVar("T")
+
 # nats on the probe, (mean, maximum): rounding reaches these at most, a wrong mask or head exceeds them
 TOLERANCE = {torch.float64: (1e-4, 1e-3), torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.5), torch.float16: (0.05, 0.25)}
+
+
+class Entry(nn.Module):
+    """The root of a model's modules: whatever reaches its weights runs inside one forward of this module.
+
+    Sharded weights (FSDP2) are whole only inside the forward passes of their modules, and those of embedding, norm and head
+    belong to the root. So scoring and sampling are handed to this module as a function.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], T]) -> T:
+        """Do the work, and return what it returns."""
+        return work()
 
 
 class Scorer:
@@ -45,8 +65,12 @@ class Scorer:
         model: a causal LM, with or without adapters.
         shared: ``auto`` shares prefixes where possible, True insists on it, False never does.
         head_chunk: tokens whose logits exist at one time; None chooses by the size of the vocabulary.
+        entry: the module that the model is reached through, where it is spread over processes; else one of its own.
+        dtype: that the model computes in, where its weights are kept in another one.
 
     Attributes
+        peers: where weights are sharded, the packs that all processes run at the same time: without sharing each takes
+            as many forward passes as the longest, because the processes gather every layer's weights together.
         is_shared: whether prefixes are shared. reason: why not, in one sentence ("" where they are).
         kernel: a name for the arithmetic, part of the reference's identity.
 
@@ -54,9 +78,20 @@ class Scorer:
         CannotShare: ``shared=True`` and the model cannot.
     """
 
-    def __init__(self, model: nn.Module, *, shared: bool | Literal["auto"] = "auto", head_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        shared: bool | Literal["auto"] = "auto",
+        head_chunk: int | None = None,
+        entry: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.model = model
+        self.entry = Entry(model) if entry is None else entry
         self._base = base_of(model)
+        self.peers: Sequence[Pack] = ()  # the packs that other processes run meanwhile
+        self._dtype = dtype
         self._spec: HeadSpec | None = head_spec(self._base, head_chunk)
         self._concentrations: list[Tensor] | None = None  # where the head puts them while they are asked for
         self.is_shared = False
@@ -72,6 +107,11 @@ class Scorer:
         return f"{layout}/{'logits' if self._spec is None else 'fused'}"
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the model computes in."""
+        return self._base.dtype if self._dtype is None else self._dtype
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self._base.parameters()).device
@@ -81,8 +121,17 @@ class Scorer:
 
         with_prompts: behind them those of each group's prompt in the order of its tokens, from the second one on.
         """
-        if len(pack.targets) == 0:
+        if len(pack.targets) == 0 and not self.peers:
             return torch.zeros(0, device=self.device)
+        return cast(Tensor, self.entry(lambda: self._token_logps(pack, with_prompts=with_prompts)))
+
+    def plain(self) -> Scorer:
+        """The same model scored by one row for each completion."""
+        other = copy.copy(self)
+        other.is_shared = False
+        return other
+
+    def _token_logps(self, pack: Pack, *, with_prompts: bool) -> Tensor:
         if self.is_shared:
             if attention_name(self._base) != SHARED:  # somebody else switched it
                 use_attention(self._base, SHARED)
@@ -137,6 +186,10 @@ class Scorer:
             if len(example.prompt_ids) > 1:
                 ids = torch.tensor([example.prompt_ids], device=self.device)
                 parts.append(self._score(ids, torch.arange(ids.shape[1] - 1, device=self.device), ids[0, 1:], {}))
+        most = max((_num_rows(peer, with_prompts=with_prompts) for peer in self.peers), default=0)
+        for _ in range(len(parts), most):
+            ids = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+            parts.append(self._score(ids, ids[0, :1], ids[0, :1], {})[:0])  # nothing but its part in the gathering
         return torch.cat(parts)
 
     def _score(self, ids: Tensor, rows: Tensor, targets: Tensor, extras: dict[str, Any]) -> Tensor:
@@ -165,10 +218,10 @@ class Scorer:
         try:
             with torch.no_grad(), plain_attention(base):
                 fused, self._spec = self._spec, None
-                expected = self._rows(pack)
+                expected = self.entry(lambda: self._rows(pack))
                 if _has_plain_layout(base):
                     self._spec = fused
-                    if not self._agrees(self._rows(pack), expected):
+                    if not self._agrees(self.entry(lambda: self._rows(pack)), expected):
                         self._spec = None
             if is_wanted:
                 self.reason = self._try_sharing(pack, expected)
@@ -188,7 +241,7 @@ class Scorer:
         try:
             use_attention(base, SHARED)
             with torch.no_grad():
-                got = self._shared_row(pack, trace)
+                got = self.entry(lambda: self._shared_row(pack, trace))
             fault = trace_fault(base, trace)
             if fault is None and not self._agrees(got, expected):
                 fault = f"packed log-probs differ from plain ones by {(got - expected).abs().max():.2g} nats on a probe"
@@ -199,12 +252,18 @@ class Scorer:
         return fault or ""
 
     def _agrees(self, got: Tensor, expected: Tensor) -> bool:
-        mean, most = TOLERANCE[self._base.dtype]
+        mean, most = TOLERANCE[self.dtype]
         gap = (got - expected).abs()
         return bool(gap.mean() <= mean and gap.max() <= most)
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+def _num_rows(pack: Pack, *, with_prompts: bool) -> int:
+    """Forward passes of a pack whose prompts are not shared."""
+    completions = sum(one.num_scored > 0 for example in pack.examples for one in example.completions)
+    return completions + sum(len(example.prompt_ids) > 1 for example in pack.examples if with_prompts)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:

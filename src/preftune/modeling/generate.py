@@ -71,24 +71,31 @@ def sample_tokens(
     tokenizer: HubTokenizer,
     prompts: Sequence[Prompt],
     decoding: DecodingConfig,
-    seed: int | Sequence[int],
+    seed: int | Sequence[int] | Sequence[tuple[int, int]],
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    is_sharded: bool = False,
 ) -> list[list[int]]:
-    """The token ids that ``generate`` makes its texts of, with the end token where the model wrote one."""
+    """The token ids that ``generate`` makes its texts of, with the end token where the model wrote one.
+
+    seed: as there, or (seed, index) of the stream of each prompt. is_sharded: the weights are gathered layer by layer from
+    several processes, which inference mode does not allow.
+    """
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     limits = position_limits(text_config(base_of(model)))
     limit = limits[0] if limits else NO_LIMIT
     for index, ids in enumerate(rows):
         if not ids or len(ids) >= limit:
             raise InputError(f"prompt {index + 1}: has {len(ids)} tokens, the model has {limit} positions; shorten or remove it")
-    keys = [(seed, index) if isinstance(seed, int) else (seed[index], 0) for index in range(len(rows))]
+    seeds = [(seed, index) for index in range(len(rows))] if isinstance(seed, int) else seed
+    keys = [(one, 0) if isinstance(one, int) else one for one in seeds]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     size = decoding.batch_size if can_batch(base_of(model)) else 1
     results: dict[int, list[int]] = {}
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), plain_attention(base_of(model)), quiet():
+        with torch.no_grad() if is_sharded else torch.inference_mode(), plain_attention(base_of(model)), quiet():
             for start in range(0, len(order), size):
                 members = order[start : start + size]
                 batch = _Batch([rows[i] for i in members], [Sampler(decoding, *keys[i]) for i in members], limit)

@@ -81,6 +81,14 @@ def plain_factors(model: PeftModel) -> Factors | None:
     return factors or None
 
 
+def is_adapter_enough(model: nn.Module) -> bool:
+    """Whether saving a model reads its adapters alone, and no weight of its base."""
+    lineage = lineage_of(model)
+    if not isinstance(model, PeftModel):
+        return False
+    return lineage.merged == () or (lineage.merged is not None and not model.active_peft_config.use_dora)
+
+
 def save_model(model: nn.Module, tokenizer: HubTokenizer, folder: Path) -> None:
     """Write a folder that ``load_model`` reads: full weights or an adapter with its base's name, and the tokenizer.
 

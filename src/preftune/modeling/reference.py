@@ -60,11 +60,14 @@ class ReferenceIdentity:
     versions: tuple[tuple[str, str], ...] = (("torch", torch.__version__), ("transformers", transformers.__version__))
 
     @classmethod
-    def of(cls, scorer: Scorer) -> ReferenceIdentity:
-        """The identity of the model under a scorer with its fresh adapters off."""
-        base = base_of(scorer.model)
+    def of(cls, scorer: Scorer, weights: str | None = None) -> ReferenceIdentity:
+        """The identity of the model under a scorer with its fresh adapters off.
+
+        weights: its digest, where it was taken before the weights were spread over processes.
+        """
         device = "" if scorer.device.type == "cpu" else f"@{torch.cuda.get_device_name(scorer.device)}"
-        return cls(weights_digest(scorer.model), str(base.dtype).removeprefix("torch."), scorer.kernel + device)
+        found = weights_digest(scorer.model) if weights is None else weights
+        return cls(found, str(scorer.dtype).removeprefix("torch."), scorer.kernel + device)
 
     @cached_property
     def digest(self) -> str:
@@ -137,13 +140,14 @@ class ReferenceCache:
             raise CheckpointError(f"reference scores of example {example.example_id} are not in {self.folder}; score them first")
         return [np.array(self._values(key), copy=True) for key in keys]
 
-    def fill(self, pack: Pack, scorer: Scorer) -> None:
+    def fill(self, pack: Pack, scorer: Scorer, *, is_forced: bool = False) -> None:
         """Score a pack with fresh adapters and dropout off and keep what is new; a pack without anything new costs nothing.
 
         The whole pack is scored, in the shape that the policy will see, so that policy and reference round alike.
+        is_forced: the forward pass is run even so, because other processes run theirs.
         """
         keys = [key for example in pack.examples for key in self._keys(example)]
-        if all(self._is_held(key) for key in keys):
+        if all(self._is_held(key) for key in keys) and not is_forced:
             return
         was_training = scorer.model.training
         scorer.model.train(False)

@@ -77,22 +77,25 @@ def save_checkpoint(
     parameters: Mapping[str, Tensor],
     moments: Mapping[str, Tensor],
     write_model: Callable[[Path], None],
+    generators: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint; it appears whole or not at all.
 
     Parameters
         facts: JSON values for the manifest: position and identities.
         parameters, moments: of the optimiser. write_model: writes a model folder at the path it is given.
+        generators: the state of the random generators; of this process where it is None.
 
     Raises
         CheckpointError: the disk is full or cannot be written; earlier checkpoints are as they were.
     """
     path = folder_of(root, step)
+    states = generator_state() if generators is None else generators
     try:
         remove_leftovers(root)
         with write_folder(path) as folder:
             write_model(folder / "model")
-            for name, tensors in (("parameters", parameters), ("optimizer", moments), ("state", generator_state())):
+            for name, tensors in (("parameters", parameters), ("optimizer", moments), ("state", states)):
                 whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
                 save_file(whole, folder / f"{name}.safetensors")
             files = {

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from preftune.core.launch import Launch
 from preftune.training.machine import peak_resident_bytes
 
 Precision = Literal["float32", "bfloat16"]
@@ -25,8 +26,11 @@ _APPLIED: set[str] = set()
 
 
 def choose_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """A CUDA device where there is one (under torchrun that of this process's place on its host), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = Launch.from_environment().local_rank
+    return torch.device("cuda", local if local < torch.cuda.device_count() else 0)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

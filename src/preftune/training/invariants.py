@@ -28,11 +28,10 @@ def check_packed_equals_plain(scorer: Scorer, pack: Pack) -> float:
     """
     if not scorer.is_shared:
         return 0.0
-    plain = Scorer(scorer.model, shared=False)
+    plain = scorer.plain()
     with torch.no_grad():
         gap = (scorer.token_logps(pack) - plain.token_logps(pack)).abs()
-    dtype = next(scorer.model.parameters()).dtype
-    mean, most = TOLERANCE[dtype]
+    mean, most = TOLERANCE[scorer.dtype]
     if gap.numel() and not (gap.mean() <= mean and gap.max() <= most):
         raise InvariantBroken(
             f"packed log-probabilities differ from plain ones by {gap.max():.3g} nats at most and {gap.mean():.3g} on average "
@@ -58,8 +57,7 @@ def check_start_is_reference(objective: Objective, pack: Pack, *, is_exact: bool
     policy = objective.scorer.token_logps(pack).detach()
     objective.scorer.model.train(was_training)
     gap = (policy - objective.reference(pack)).abs()
-    dtype = next(objective.scorer.model.parameters()).dtype
-    mean, most = (0.0, 0.0) if is_exact else TOLERANCE[dtype]
+    mean, most = (0.0, 0.0) if is_exact else TOLERANCE[objective.scorer.dtype]
     if gap.numel() and not (gap.mean() <= mean and gap.max() <= most):
         raise InvariantBroken(
             f"the policy does not start as its reference: log-probabilities differ by {gap.max():.3g} nats at most and "

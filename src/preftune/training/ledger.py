@@ -30,15 +30,16 @@ class Ledger:
     """Margins as they come, on the disk step by step.
 
     Parameters
-        path: the file. examples: of the stage. step: where the stage stands; later lines of a killed process are dropped.
+        path: the file; None keeps nothing, as every rank but the first does. examples: of the stage.
+        step: where the stage stands; later lines of a killed process are dropped.
     """
 
-    def __init__(self, path: Path, examples: Sequence[TokenisedExample], step: int = 0) -> None:
+    def __init__(self, path: Path | None, examples: Sequence[TokenisedExample], step: int = 0) -> None:
         self.path = path
         self._files = {file: index for index, file in enumerate(sorted({one.provenance.file for one in examples}))}
         self._recent: deque[tuple[float, int]] = deque(maxlen=WINDOW)
-        rows = [row for row in read_jsonl(path) if int(row["step"]) <= step] if step else []
-        if path.exists():
+        rows = [row for row in read_jsonl(path) if int(row["step"]) <= step] if step and path is not None else []
+        if path is not None and path.exists():
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         if rows:
             self._remember(rows, examples)
@@ -49,7 +50,7 @@ class Ledger:
         Raises
             PreftuneError: the disk is full or the file cannot be written.
         """
-        if not margins:
+        if not margins or self.path is None:
             return
         try:
             if not self.path.exists() or self.path.stat().st_size == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,13 +12,13 @@ from safetensors import SafetensorError
 from preftune.core.errors import CheckpointError, Interrupted, NonFiniteLoss
 from preftune.core.events import EventSink, Noted, StageFinished, StageStarted, StepDone, ignore
 from preftune.core.files import read_json, write_folder, write_json
-from preftune.data.pack import Pack, pack_step
+from preftune.data.pack import Pack
 from preftune.modeling.lineage import save_model
 from preftune.training.checkpoint import steps_in, why_not_written
 from preftune.training.devices import deterministic, peak_memory_bytes
 from preftune.training.journal import Journal
 from preftune.training.order import evenly_spaced
-from preftune.training.prepare import Trainee, prepare, seed_generators
+from preftune.training.prepare import Trainee, prepare, rank_seed, seed_generators
 from preftune.training.resume import load_best, restore, save
 from preftune.training.selection import check_selectable
 from preftune.training.state import StagePlan, StageResult, TrainState
@@ -41,10 +42,10 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
         CheckpointError: a checkpoint that cannot be written, or one that is damaged or of another run.
         InvariantBroken: the policy does not start as its reference.
     """
+    config, ranks = stage.config, stage.ranks
     finished = _finished(stage)
     if finished is not None:
         return finished
-    config = stage.config
     check_selectable(config, len(stage.select))
     with StopRequest() as stop:
         # ---- the model, its order, the reference's scores, and proof that policy and reference start equal ----------
@@ -53,9 +54,9 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
         saves = evenly_spaced(num_steps, config.checkpoints, with_end=False)
 
         # ---- where an earlier process stopped, or the start ---------------------------------------------------------
-        seed_generators(stage.seed)
+        seed_generators(rank_seed(stage.seed, ranks.rank))
         state = restore(stage, trainee, sink)
-        journal = Journal(stage.folder / "metrics.jsonl", state.step)
+        journal = Journal(stage.folder / "metrics.jsonl" if ranks.is_first else None, state.step)
         resumed_from, started = state.step, time.monotonic() - state.seconds
         sink(StageStarted(config.name, num_steps, {**trainee.facts, "resumed_from": resumed_from}))
         watch = Watch(stage, trainee, journal, sink, state.step)
@@ -65,7 +66,7 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
             while state.step < num_steps and not state.ended:
                 # ---- one optimiser step over the packs of its examples ----------------------------------------------
                 clock = time.monotonic()
-                packs = pack_step([stage.train[index] for index in order.indices(state.step)], config.tokens_per_pack)
+                packs = ranks.packs([stage.train[index] for index in order.indices(state.step)], config.tokens_per_pack)
                 lr = trainee.schedule.at(state.step)
                 margins: list[float] = []
                 try:
@@ -85,23 +86,27 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                 state.seconds = time.monotonic() - started
 
                 # ---- its metrics, on the disk before anybody is told ------------------------------------------------
-                metrics |= _speed(trainee, state, packs, time.monotonic() - clock)
+                (peak,) = ranks.highest(peak_memory_bytes(trainee.device))
+                metrics |= _speed(trainee, state, packs, time.monotonic() - clock) | {"peak_memory_gb": peak / 1e9}
                 journal.add(state.step, metrics)
                 watch.after_step(state.step, metrics, packs, margins)
                 sink(StepDone(config.name, state.step, metrics))
 
                 # ---- a few times a stage: held-out examples and the probe; the end, if they or somebody say so -------
                 is_best = watch.look(state, metrics["epoch"])
-                state.ended = state.ended or stage.stop_reason()
+                # every rank hears what any other was told, so that all stop after the same step
+                asked, has_reason = ranks.highest(bool(stop), bool(stage.stop_reason()))
+                state.ended = state.ended or (str(ranks.from_first(stage.stop_reason())) if has_reason else "")
 
                 # ---- a few times a stage, and when somebody asks the run to stop: a checkpoint ----------------------
-                is_stopping = bool(stop) and state.step < num_steps and not state.ended
+                is_stopping = bool(asked) and state.step < num_steps and not state.ended
                 if state.step in saves or is_stopping or is_best:
                     state.seconds = time.monotonic() - started
                     path = save(stage, trainee, state, sink)
                 if is_stopping:
+                    who = stop.signal_name or "a signal to another rank"
                     raise Interrupted(
-                        f"stage {config.name} stopped by {stop.signal_name} after step {state.step} of {num_steps}; "
+                        f"stage {config.name} stopped by {who} after step {state.step} of {num_steps}; "
                         f"{path} holds it, resume the run to go on"
                     )
 
@@ -121,7 +126,6 @@ def _speed(trainee: Trainee, state: TrainState, packs: list[Pack], seconds: floa
         "num_tokens": float(state.num_tokens),
         "pairs_per_second": sum(pack.num_groups for pack in packs) / seconds,
         "tokens_per_second": sum(len(pack.ids) for pack in packs) / seconds,
-        "peak_memory_gb": peak_memory_bytes(trainee.device) / 1e9,
         "elapsed_s": state.seconds,
     }
 
@@ -136,7 +140,8 @@ def _named(stage: StagePlan, trainee: Trainee, packs: list[Pack], state: TrainSt
         for one, gave in found or whole
     ]
     path = stage.folder / "nonfinite.json"
-    write_json(path, {"stage": stage.config.name, "step": step + 1, "is_alone": bool(found), "examples": rows})
+    if stage.ranks.is_first:
+        write_json(path, {"stage": stage.config.name, "step": step + 1, "is_alone": bool(found), "examples": rows})
     first, others = rows[0], f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     alone = "at fault" if found else "none is at fault alone, the step held"
     return NonFiniteLoss(
@@ -156,23 +161,32 @@ def _finish(
 ) -> StageResult:
     final = stage.folder / "final"
     kept_step = load_best(stage, trainee, state)
-    try:
-        with write_folder(final) as folder:
-            save_model(trainee.model, stage.loaded.tokenizer, folder)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{final} cannot be written: {why_not_written(error)}; free some space and resume") from error
+    with trainee.spread.gathered(is_adapter_enough=stage.config.adapter == "lora"):
+        if stage.ranks.is_first:
+            _write_final(trainee, stage, final)
+    (peak,) = stage.ranks.highest(peak_memory_bytes(trainee.device))
     outcome: dict[str, Any] = {
         "steps": state.step,
         "kept_step": kept_step,
         "best_value": state.best_value,
         "ended": state.ended,
         "metrics": dict(last),
-        "peak_memory_bytes": peak_memory_bytes(trainee.device),
+        "peak_memory_bytes": int(peak),
         "seconds": state.seconds,
     }
-    write_json(stage.folder / RESULT, {"recipe_digest": stage.recipe_digest, **outcome})
+    if stage.ranks.is_first:
+        write_json(stage.folder / RESULT, {"recipe_digest": stage.recipe_digest, **outcome})
+    stage.ranks.wait()
     num_forwards = 0 if trainee.reference is None else trainee.reference.num_forwards
     return StageResult(stage.folder, final, reference_forwards=num_forwards, resumed_from=resumed_from, facts=facts, **outcome)
+
+
+def _write_final(trainee: Trainee, stage: StagePlan, final: Path) -> None:
+    try:
+        with write_folder(final) as folder:
+            save_model(trainee.model, stage.loaded.tokenizer, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{final} cannot be written: {why_not_written(error)}; free some space and resume") from error
 
 
 def _finished(stage: StagePlan) -> StageResult | None:

@@ -41,6 +41,11 @@ def memory_limit(device: torch.device) -> MemoryLimit | None:
     return min(limits, key=lambda one: one.num_bytes, default=None)
 
 
+def device_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU; None for a CPU, whose memory all processes share."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
 def total_memory() -> int | None:
     """Bytes of memory that the machine has."""
     return _meminfo("MemTotal")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from preftune.core.errors import CheckpointError
 from preftune.core.recipe import StageConfig
 from preftune.core.records import View
 from preftune.training.order import Order
+
+if TYPE_CHECKING:
+    from preftune.training.spread import Spread
 
 ScheduleName = Literal["linear", "cosine", "constant"]
 
@@ -116,12 +119,20 @@ class Optimiser:
     Parameters
         parameters: trainable parameters by name.
         betas, eps, weight_decay: as in the paper.
+        spread: how the parameters lie on several processes, where they do.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, betas: tuple[float, float], eps: float, weight_decay: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        spread: Spread | None = None,
     ) -> None:
         self.parameters = dict(parameters)
+        self._spread = spread
         self.masters: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             self.masters[name] = parameter if parameter.dtype == torch.float32 else self._master_of(parameter)
@@ -150,7 +161,8 @@ class Optimiser:
     def clip(self, max_norm: float | None) -> Tensor:
         """Scale the gradients down to a Euclidean norm of at most ``max_norm``; the norm before, as a tensor."""
         gradients = [master for master in self.masters.values() if master.grad is not None]
-        return nn.utils.clip_grad_norm_(gradients, math.inf if max_norm is None else max_norm, error_if_nonfinite=False)
+        norm = nn.utils.clip_grad_norm_(gradients, math.inf if max_norm is None else max_norm, error_if_nonfinite=False)
+        return norm if self._spread is None else self._spread.one_value(norm)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -179,7 +191,7 @@ class Optimiser:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Put back what ``masters`` and ``tensors`` gave.
+        """Put back what ``masters`` and ``tensors`` gave, each tensor whole.
 
         Raises
             CheckpointError: a parameter that is missing, left over or of another shape.
@@ -190,9 +202,14 @@ class Optimiser:
         if wrong:
             raise CheckpointError(f"the checkpoint's parameters are not this model's: {wrong[0]} and {len(wrong) - 1} more")
         for name, master in self.masters.items():
-            master.copy_(weights[name])
+            master.copy_(self._like(weights[name], master))
             if self.parameters[name] is not master:
                 self.parameters[name].copy_(master)
-            state = {kind: moments[f"{name}/{kind}"].to(master.device) for kind in _MOMENTS if f"{name}/{kind}" in moments}
+            state = {kind: self._like(moments[f"{name}/{kind}"], master) for kind in _MOMENTS if f"{name}/{kind}" in moments}
             if state:
                 self._adamw.state[master] = state
+
+    def _like(self, whole: Tensor, master: Tensor) -> Tensor:
+        """A whole tensor where and as its master lies; a step count as it is."""
+        on_device = whole.to(master.device)
+        return on_device if self._spread is None or whole.shape != master.shape else self._spread.like(on_device, master)

@@ -5,25 +5,33 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from preftune.core.errors import UsageError
 from preftune.core.events import EventSink, Noted
 from preftune.core.ids import digest_json
 from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
-from preftune.data.pack import Pack, pack_step
+from preftune.data.pack import Pack
 from preftune.maths.losses.base import DataAwareLoss, Loss, losses
 from preftune.modeling.adapters import add_lora, trainable_parameters
-from preftune.modeling.forward import Scorer, checkpoint_activations
+from preftune.modeling.forward import Entry, Scorer, checkpoint_activations
+from preftune.modeling.lineage import is_adapter_enough
+from preftune.modeling.reference import weights_digest
 from preftune.training.devices import choose_device, set_threads
 from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference
+from preftune.training.machine import device_bytes
 from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedule_of
 from preftune.training.order import Order
 from preftune.training.probe import Probe, make_probe
+from preftune.training.ranks import ALONE, Ranks
 from preftune.training.reference import Reference, score_reference
+from preftune.training.sharing_out import Sizes, check_distributed, facts_of, spread_kind
+from preftune.training.spread import ONE, Spread, spread_over
 from preftune.training.state import StagePlan
 from preftune.training.step import Objective, partner_pack
 
@@ -43,6 +51,7 @@ class Trainee:
     schedule: LrSchedule
     select_packs: list[Pack]
     reference: Reference | None
+    spread: Spread
     probe: Probe | None
     probes: frozenset[int]
     facts: dict[str, object]
@@ -58,28 +67,23 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         Interrupted: ``should_stop`` said so while the reference was scored; what was scored is kept.
         InvariantBroken: the policy does not start as its reference, or packed and plain forward differ.
     """
-    config = stage.config
-    device = choose_device()
-    model: nn.Module = stage.loaded.model
-    model.to(device)
-    if config.adapter == "lora":
-        model = add_lora(model, config.lora, stage.seed)
-    if config.gradient_checkpointing:
-        checkpoint_activations(model)
+    config, ranks = stage.config, stage.ranks
     loss = fitted_loss(config, stage.train) if stage.loss is None else stage.loss
-    scorer = Scorer(model, shared="auto" if config.shared_prefix == "auto" else False)
+    device = choose_device()
+    model, scorer, spread, weights = _placed(stage, device, needs_weights=loss.needs_reference)
     if not scorer.is_shared and config.shared_prefix == "auto":
         sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
     order = Order(len(stage.train), config.pairs_per_step, stage.seed, config.shuffle)
     num_steps = num_steps_of(config, len(stage.train))
-    select_packs = list(packs_of(stage.select, config.tokens_per_pack))
+    select_packs = list(packs_of(stage.select, config.tokens_per_pack, ranks))
     reference = None
     if loss.needs_reference:
         seen = [*first_epoch(stage, order, num_steps), *select_packs]
         partners = [partner_pack(pack) for pack in seen] if "mismatched" in loss.needs else []
-        reference = score_reference(stage, scorer, [*seen, *partners], sink, should_stop=should_stop)
-    objective = Objective(scorer, loss, None if reference is None else reference.scores)
-    first = pack_step([stage.train[index] for index in order.indices(0)], config.tokens_per_pack)[0]
+        packs = [*seen, *partners]
+        reference = score_reference(stage, scorer, packs, sink, should_stop=should_stop, spread=spread, weights=weights)
+    objective = Objective(scorer, loss, None if reference is None else reference.scores, spread)
+    first = ranks.packs([stage.train[index] for index in order.indices(0)], config.tokens_per_pack)[0]
     gaps = {
         "packed_gap": check_packed_equals_plain(scorer, first),
         "start_gap": check_start_is_reference(
@@ -87,9 +91,11 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         ),
     }
     parameters = trainable_parameters(model)
-    optimiser = Optimiser(parameters, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay)
+    optimiser = Optimiser(
+        parameters, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, spread=spread
+    )
     schedule = schedule_of(config, loss.view, num_steps)
-    probe, probes = make_probe(stage, scorer, parameters, num_steps) or (None, frozenset())
+    probe, probes = make_probe(stage, scorer, parameters, num_steps, spread) or (None, frozenset())
     facts: dict[str, object] = {
         "method": config.method,
         "adapter": config.adapter,
@@ -97,15 +103,71 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         "select": len(stage.select),
         "lr": schedule.peak,
         "device": str(device),
-        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "precision": str(scorer.dtype).removeprefix("torch."),
         "threads": set_threads(),
         "layout": scorer.kernel,
         "trainable_parameters": sum(parameter.numel() for parameter in parameters.values()),
         "reference_forwards": 0 if reference is None else reference.num_forwards,
         "probe_copy_bytes": 0 if probe is None else probe.start.num_bytes,
         **gaps,
+        **facts_of(ranks.launch, spread.kind),
     }
-    return Trainee(model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, probe, probes, facts)
+    return Trainee(
+        model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, spread, probe, probes, facts
+    )
+
+
+def _placed(stage: StagePlan, device: torch.device, *, needs_weights: bool) -> tuple[nn.Module, Scorer, Spread, str | None]:
+    """The model with its adapters on the device or on the ranks, its scorer, and what was asked of its weights before.
+
+    Raises
+        UsageError: a setting that cannot be spread over several processes.
+    """
+    config, ranks = stage.config, stage.ranks
+    model: nn.Module = stage.loaded.model
+    dtype = stage.loaded.model.dtype
+    kind = spread_kind(config, ranks.launch, sizes_of(model, device))
+    if kind != "fsdp2":  # which moves one layer after the other, because the whole may be too large for the device
+        model.to(device)
+    if config.adapter == "lora":
+        model = add_lora(model, config.lora, stage.seed)
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+    shared: Literal["auto"] | bool = "auto" if config.shared_prefix == "auto" else False
+    if kind == "one":
+        return model, Scorer(model, shared=shared), ONE, None
+    quantised = getattr(stage.loaded.model, "quantization_method", None)
+    for finding in check_distributed(config, ranks.launch, kind, precision=name_of(dtype), quantised_by=quantised):
+        if finding.level == "blocker":
+            raise UsageError(f"{finding.fact}; {finding.way_out}")
+    if kind == "fsdp2" and config.adapter == "lora" and not is_adapter_enough(model):
+        raise UsageError(
+            f"stage {config.name}: distributed: fsdp2 cannot save a model whose adapters do not add up to one (DoRA on an "
+            "earlier adapter); write distributed: ddp"
+        )
+    weights = weights_digest(model) if needs_weights else None  # the same for all, and no rank has all of them afterwards
+    entry = Entry(model)
+    spread = spread_over(model, entry, kind, ranks, device, dtype)
+    return model, Scorer(model, shared=shared, entry=spread.entry, dtype=dtype), spread, weights
+
+
+def sizes_of(model: nn.Module, device: torch.device) -> Sizes:
+    """Weights of a model, and the memory of the device that it is to lie on."""
+    parameters = list(model.parameters())
+    trained = sum(one.numel() for one in parameters if one.requires_grad)
+    return Sizes(
+        sum(one.numel() for one in parameters), trained, max(one.element_size() for one in parameters), device_bytes(device)
+    )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype as recipes write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """The seed of a rank's generators: the first one's is the run's own."""
+    return seed if rank == 0 else int(np.random.default_rng([seed, rank]).integers(2**31))
 
 
 def fitted_loss(config: StageConfig, train: Sequence[TokenisedExample]) -> Loss:
@@ -117,16 +179,16 @@ def fitted_loss(config: StageConfig, train: Sequence[TokenisedExample]) -> Loss:
     return loss.fitted(sum(labels), len(labels) - sum(labels))
 
 
-def packs_of(examples: Sequence[TokenisedExample], tokens_per_pack: int) -> Iterator[Pack]:
+def packs_of(examples: Sequence[TokenisedExample], tokens_per_pack: int, ranks: Ranks = ALONE) -> Iterator[Pack]:
     """Packs of held-out examples: the same examples give the same packs in every run."""
     for start in range(0, len(examples), EVAL_CHUNK):
-        yield from pack_step(examples[start : start + EVAL_CHUNK], tokens_per_pack)
+        yield from ranks.packs(examples[start : start + EVAL_CHUNK], tokens_per_pack)
 
 
 def first_epoch(stage: StagePlan, order: Order, num_steps: int) -> Iterable[Pack]:
     """The packs of the first epoch, as training will see them."""
     for step in range(min(num_steps, order.steps_per_epoch)):
-        yield from pack_step([stage.train[index] for index in order.indices(step)], stage.config.tokens_per_pack)
+        yield from stage.ranks.packs([stage.train[index] for index in order.indices(step)], stage.config.tokens_per_pack)
 
 
 def seed_generators(seed: int) -> None:

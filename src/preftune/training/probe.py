@@ -12,11 +12,13 @@ switched off, or for full fine-tuning a copy of the start weights that takes the
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from preftune.modeling.generate import sample_tokens
 from preftune.modeling.tokenizer import HubTokenizer
 from preftune.training.checkpoint import generator_state, restore_generators
 from preftune.training.order import evenly_spaced
+from preftune.training.spread import ONE, Spread, local_part
 from preftune.training.state import StagePlan
 
 SHARE = 0.1  # of a stage's work that a probe may take where its cadence is not given
@@ -57,10 +60,13 @@ class StartWeights:
     dtype; ``num_bytes`` says how much that is.
     """
 
-    def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], *, is_adapter: bool) -> None:
+    def __init__(
+        self, model: nn.Module, trained: Mapping[str, nn.Parameter], *, is_adapter: bool, is_sharded: bool = False
+    ) -> None:
         self._model = model
+        self._is_sharded = is_sharded
         self._trained = {} if is_adapter else dict(trained)
-        self._kept = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+        self._kept = {name: local_part(parameter.detach()).clone() for name, parameter in self._trained.items()}
 
     @property
     def num_bytes(self) -> int:
@@ -70,6 +76,14 @@ class StartWeights:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model is the one that the stage started from while this lasts."""
+        if self._is_sharded:  # FSDP2 reads the storage itself, so contents change places, not tensors
+            self._exchange()
+            try:
+                with adapter_off(self._model):
+                    yield
+            finally:
+                self._exchange()
+            return
         now = {name: parameter.data for name, parameter in self._trained.items()}
         for name, parameter in self._trained.items():
             parameter.data = self._kept[name]
@@ -80,6 +94,13 @@ class StartWeights:
             for name, parameter in self._trained.items():
                 parameter.data = now[name]
 
+    def _exchange(self) -> None:
+        for name, parameter in self._trained.items():
+            held = local_part(parameter.detach())
+            now = held.clone()
+            held.copy_(self._kept[name])
+            self._kept[name].copy_(now)
+
 
 class Probe:
     """The prompts of a stage's probe and what the start wrote for them.
@@ -87,7 +108,7 @@ class Probe:
     Parameters
         config: how many and how long. prompts: token ids. seed: of the sampling, the same at every step, so that two
             probes differ by the policy alone.
-        start: of the model, which is the reference.
+        start: of the model, which is the reference. spread: how the model lies on several processes; they share the work.
 
     Attributes
         seconds: spent in probes by this process. sample: the first completion of the last probe, as text.
@@ -95,28 +116,30 @@ class Probe:
 
     def __init__(
         self, config: ProbeConfig, prompts: Sequence[tuple[int, ...]], scorer: Scorer, tokenizer: HubTokenizer, *,
-        start: StartWeights, max_new_tokens: int, tokens_per_pack: int, seed: int,
+        start: StartWeights, max_new_tokens: int, tokens_per_pack: int, seed: int, spread: Spread = ONE,
     ) -> None:  # fmt: skip
         self.prompts = [prompt for prompt in prompts for _ in range(config.samples)]
         self.start = start
         self.seconds = 0.0
         self.sample = ""
         self._scorer, self._tokenizer, self._seed = scorer, tokenizer, seed
-        self._tokens_per_pack = tokens_per_pack
+        self._tokens_per_pack, self._spread = tokens_per_pack, spread
         self._decoding = DecodingConfig(temperature=1.0, max_new_tokens=max_new_tokens, batch_size=64)
         self._start: Writing | None = None
 
     def begin(self, folder: Path) -> dict[str, float]:
         """What the start writes, from ``probe.json`` where an earlier process wrote it; the metrics of step 0."""
         path = folder / "probe.json"
-        if path.is_file():
+        ranks = self._spread.ranks
+        if ranks.from_first(path.is_file()):
             self._start = Writing(**read_json(path)["start"])
         else:
             with self._apart(), self.start.in_place():
                 answers = self._answer()
                 self._start = answers.writing(self._score(answers))
             facts = {"prompts": len(self.prompts), "max_new_tokens": self._decoding.max_new_tokens}
-            write_json(path, facts | {"start": asdict(self._start), "sample": self.sample})
+            if ranks.is_first:
+                write_json(path, facts | {"start": asdict(self._start), "sample": self.sample})
         return self._metrics(self._start, 0.0, 0.0)
 
     def run(self) -> dict[str, float]:
@@ -143,14 +166,37 @@ class Probe:
 
     def _answer(self) -> _Answers:
         tokenizer = self._tokenizer
-        ids = sample_tokens(self._scorer.model, tokenizer, self.prompts, self._decoding, self._seed)
+        ids = self._sampled()
         self.sample = " ".join(tokenizer.decode(ids[0]).split())[:EXCERPT]
         return _Answers(self.prompts, ids, tokenizer.eos_ids)
+
+    def _sampled(self) -> list[list[int]]:
+        """The answers to all prompts. Where weights are shared out every rank samples all of them, step by step together."""
+        scorer, ranks = self._scorer, self._spread.ranks
+        model, decoding, tokenizer = scorer.model, self._decoding, self._tokenizer
+        if self._spread.kind == "one":
+            return sample_tokens(model, tokenizer, self.prompts, decoding, self._seed)
+        if self._spread.kind == "fsdp2":
+            return cast(
+                list[list[int]],
+                scorer.entry(lambda: sample_tokens(model, tokenizer, self.prompts, decoding, self._seed, is_sharded=True)),
+            )
+        own = range(ranks.rank, len(self.prompts), ranks.size)
+        prompts, streams = [self.prompts[place] for place in own], [(self._seed, place) for place in own]
+        ids = sample_tokens(model, tokenizer, prompts, decoding, streams) if prompts else []
+        told = [json.loads(content) for content in ranks.gather(json.dumps(ids).encode())]
+        return [told[place % ranks.size][place // ranks.size] for place in range(len(self.prompts))]
 
     def _score(self, answers: _Answers) -> Tensor:
         """log p of every token of the answers under the model as it stands: (tokens,) nats, float64."""
         packs = pack_step(answers.examples(), self._tokens_per_pack)
-        return torch.cat([self._scorer.token_logps(pack).double() for pack in packs])
+        parts: list[Tensor | None] = [None] * len(packs)
+        for turn in self._spread.ranks.turns(packs):
+            with self._spread.turn(self._scorer, turn):
+                logps = self._scorer.token_logps(turn.pack)
+            if turn.index is not None:
+                parts[turn.index] = logps.double()
+        return self._spread.ranks.joined(parts, [len(pack.targets) for pack in packs], self._scorer.device)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -195,7 +241,7 @@ class _Answers:
 
 
 def make_probe(
-    stage: StagePlan, scorer: Scorer, trained: Mapping[str, nn.Parameter], num_steps: int
+    stage: StagePlan, scorer: Scorer, trained: Mapping[str, nn.Parameter], num_steps: int, spread: Spread = ONE
 ) -> tuple[Probe, frozenset[int]] | None:
     """The probe of a stage and the steps after which it runs; None where it is switched off."""
     config = stage.config.probe
@@ -205,10 +251,11 @@ def make_probe(
     order = np.random.default_rng([stage.seed, len(rows)]).permutation(len(rows))
     prompts = [rows[place].prompt_ids for place in order[: config.prompts]]
     longest = config.max_new_tokens or usual_length(stage.train)
-    start = StartWeights(scorer.model, trained, is_adapter=stage.config.adapter == "lora")
+    is_adapter, is_sharded = stage.config.adapter == "lora", spread.kind == "fsdp2"
+    start = StartWeights(scorer.model, trained, is_adapter=is_adapter, is_sharded=is_sharded)
     probe = Probe(
         config, prompts, scorer, stage.loaded.tokenizer, start=start, max_new_tokens=longest,
-        tokens_per_pack=stage.config.tokens_per_pack, seed=stage.seed,
+        tokens_per_pack=stage.config.tokens_per_pack, seed=stage.seed, spread=spread,
     )  # fmt: skip
     each = sum(len(prompt) + longest for prompt in probe.prompts) + TOKENS_A_DECODING_STEP * longest
     mean = sum(example.num_tokens for example in stage.train) / len(stage.train)

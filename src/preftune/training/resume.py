@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
 
 from preftune.core.errors import CheckpointError
 from preftune.core.events import CheckpointSaved, EventSink, Noted
 from preftune.core.version import __version__
 from preftune.modeling.lineage import save_model
-from preftune.training.checkpoint import folder_of, latest, load_checkpoint, prune, restore_generators, save_checkpoint
-from preftune.training.prepare import Trainee, data_digest
+from preftune.training.checkpoint import (
+    folder_of,
+    generator_state,
+    latest,
+    load_checkpoint,
+    prune,
+    restore_generators,
+    save_checkpoint,
+)
+from preftune.training.prepare import Trainee, data_digest, rank_seed, seed_generators
+from preftune.training.ranks import Ranks
 from preftune.training.state import StagePlan, TrainState
 
 # what must agree, and how an error calls it
@@ -25,23 +38,51 @@ IDENTITIES = {
     "epoch": "position",
     "index": "position",
 }
+ARITHMETIC = ("device", "threads", "precision", "layout", "ranks", "distributed")  # facts of a run; the last two of several ranks
 SELECTION = ("best_step", "best_value", "evals_without_gain", "num_evals", "ended")
 
 
 def save(stage: StagePlan, trainee: Trainee, state: TrainState, sink: EventSink) -> Path:
     """Write the checkpoint of this step, delete those that are too many, and say so."""
-    root = stage.folder / "checkpoints"
-    path = save_checkpoint(
-        root,
-        state.step,
-        facts=_facts(stage, trainee, state),
-        parameters=trainee.optimiser.masters,
-        moments=trainee.optimiser.tensors(),
-        write_model=lambda folder: save_model(trainee.model, stage.loaded.tokenizer, folder),
-    )
-    prune(root, stage.config.keep_checkpoints, state.best_step if stage.config.keep == "best" else 0)
+    root, ranks, spread = stage.folder / "checkpoints", stage.ranks, trainee.spread
+    parameters, moments = spread.whole(trainee.optimiser.masters), spread.whole(trainee.optimiser.tensors())
+    generators = _generators_of_all(ranks)
+    with spread.gathered(is_adapter_enough=stage.config.adapter == "lora"):
+        if ranks.is_first:
+            save_checkpoint(
+                root,
+                state.step,
+                facts=_facts(stage, trainee, state),
+                parameters=parameters,
+                moments=moments,
+                write_model=lambda folder: save_model(trainee.model, stage.loaded.tokenizer, folder),
+                generators=generators,
+            )
+            prune(root, stage.config.keep_checkpoints, state.best_step if stage.config.keep == "best" else 0)
+    ranks.wait()
+    path = folder_of(root, state.step)
     sink(CheckpointSaved(stage.config.name, state.step, str(path)))
     return path
+
+
+def _generators_of_all(ranks: Ranks) -> dict[str, Tensor]:
+    """The generators of this process, and on the first rank those of the others under ``rankN/``."""
+    own = generator_state()
+    told = ranks.gather(b"" if ranks.is_first else dump_tensors(own))
+    others = {
+        f"rank{rank}/{name}": tensor
+        for rank, content in enumerate(told)
+        if content and rank
+        for name, tensor in load_tensors(content).items()
+    }
+    return own | others
+
+
+def _own_generators(held: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """What a checkpoint holds of one rank's generators; empty where it had fewer ranks."""
+    prefix = f"rank{rank}/" if rank else ""
+    names = (name for name in held if name.startswith(prefix) and (rank or not name.startswith("rank")))
+    return {name.removeprefix(prefix): held[name] for name in names}
 
 
 def restore(stage: StagePlan, trainee: Trainee, sink: EventSink) -> TrainState:
@@ -66,12 +107,17 @@ def restore(stage: StagePlan, trainee: Trainee, sink: EventSink) -> TrainState:
             raise CheckpointError(
                 f"checkpoint {path} was made with another {what}; resume with that of its run, or start a new run"
             )
-    moved = [key for key, value in expected["arithmetic"].items() if facts["arithmetic"].get(key) != value]
+    now, then = expected["arithmetic"], facts["arithmetic"]
+    moved = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
     if moved:
         words = f"{', '.join(moved)} changed since the checkpoint: the run goes on, but not bit for bit as it would have"
         sink(Noted("warning", "not_bit_exact", words))
     trainee.optimiser.load(checkpoint.parameters, checkpoint.moments)
-    restore_generators(checkpoint.generators)
+    own = _own_generators(checkpoint.generators, stage.ranks.rank)
+    if own:
+        restore_generators(own)
+    else:
+        seed_generators(rank_seed(stage.seed, stage.ranks.rank) + state.step)
     return state
 
 
@@ -102,6 +148,6 @@ def _facts(stage: StagePlan, trainee: Trainee, state: TrainState) -> dict[str, A
         "arithmetic": {
             "torch": torch.__version__,
             "preftune": __version__,
-            **{key: trainee.facts[key] for key in ("device", "threads", "precision", "layout")},
+            **{key: trainee.facts[key] for key in ARITHMETIC if key in trainee.facts},
         },
     }

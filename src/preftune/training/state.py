@@ -10,6 +10,7 @@ from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.maths.losses.base import Loss
 from preftune.modeling.load import LoadedModel
+from preftune.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class StagePlan:
         cache_folder: reference scores, shared between runs.
         resume: go on from the latest checkpoint in ``folder``, or start where there is none.
         loss: an objective that was passed from Python, instead of the one that ``config.method`` names.
+        ranks: the processes that train the stage together; the first one writes its folder.
         stop_reason: asked after every step; a sentence ends the stage there, well: the model is saved.
     """
 
@@ -39,6 +41,7 @@ class StagePlan:
     cache_folder: Path
     resume: bool = False
     loss: Loss | None = None
+    ranks: Ranks = ALONE
     stop_reason: Callable[[], str] = str
 
 

@@ -9,7 +9,7 @@ its slopes. It is exact, because dL/dweights = sum over tokens of dL/dlogp(token
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -22,20 +22,12 @@ from preftune.data.pack import Pack, pack_of
 from preftune.data.partners import partner_group
 from preftune.maths.logps import sum_by_completion
 from preftune.maths.losses.base import Loss, LossState, StatefulLoss
-from preftune.maths.metrics import (
-    CHANGES,
-    PAIR_METRICS,
-    UNPAIRED_METRICS,
-    pair_means,
-    pair_sums,
-    reduce_terms,
-    term_shares,
-    unpaired_means,
-    unpaired_sums,
-)
-from preftune.maths.types import LossTerms, PairLogps, Unit, UnpairedLogps
+from preftune.maths.metrics import PAIR_METRICS, UNPAIRED_METRICS, pair_sums, reduce_terms, unpaired_sums
+from preftune.maths.types import LossTerms, PairLogps, UnpairedLogps
 from preftune.modeling.forward import Scorer
 from preftune.training.optim import Optimiser
+from preftune.training.spread import ONE, Spread
+from preftune.training.tally import Tally, counts_of
 from preftune.training.views import LossView, Mismatched, Scores, view_of
 
 ReferenceScores: TypeAlias = Callable[[Pack], Tensor]
@@ -49,11 +41,31 @@ class Objective:
         scorer: the policy. loss: what its log-probabilities cost.
         reference: log-probabilities of a pack's scored tokens under the reference, (targets,) on the model's device;
             None where the loss needs none.
+        spread: how the model lies on several processes. Packs that are given are those of the whole step, on every rank.
     """
 
     scorer: Scorer
     loss: Loss
     reference: ReferenceScores | None
+    spread: Spread = ONE
+
+    def run(
+        self, packs: Sequence[Pack], work: Callable[[int, Pack], None], *, has_backward: bool = False, is_bare: bool = False
+    ) -> None:
+        """Do the work with those of the packs that are this rank's, by their index.
+
+        Where the rank has fewer than others it runs a pass that counts nothing, backward too with ``has_backward``.
+        is_bare: the work scores completions alone, even for a loss that reads prompts.
+        """
+        with_prompts = "prompt" in self.loss.needs and not is_bare
+        for turn in self.spread.ranks.turns(packs):
+            with self.spread.turn(self.scorer, turn, has_backward=has_backward):
+                if turn.index is not None:
+                    work(turn.index, turn.pack)
+                    continue
+                idle = self.scorer.token_logps(turn.pack, with_prompts=with_prompts).sum() * 0
+                if has_backward:
+                    self.spread.backward(idle)
 
     def __call__(self, pack: Pack, mismatched: Mismatched | None = None) -> tuple[LossTerms, LossView]:
         """Terms of a pack, and the view of its log-probabilities that gave them.
@@ -88,16 +100,42 @@ class Objective:
             return None
         was_training = self.scorer.model.training
         self.scorer.model.train(False)
-        found: list[Tensor] = []
-        frozen: list[Tensor] = []
+        partners = [partner_pack(pack) for pack in packs]
+        found: list[Tensor | None] = [None] * len(packs)
+        frozen: list[Tensor | None] = [None] * len(packs)
+
+        def score(index: int, pack: Pack) -> None:
+            segments, counts = (torch.from_numpy(array).to(self.scorer.device) for array in (pack.segments, pack.num_tokens))
+            found[index] = sum_by_completion(self.scorer.token_logps(pack), segments, counts).logps
+            if self.reference is not None:
+                frozen[index] = sum_by_completion(self.reference(pack), segments, counts).logps
+
         with torch.no_grad():
-            for pack in map(partner_pack, packs):
-                segments, counts = (torch.from_numpy(array).to(self.scorer.device) for array in (pack.segments, pack.num_tokens))
-                found.append(sum_by_completion(self.scorer.token_logps(pack), segments, counts).logps)
-                if self.reference is not None:
-                    frozen.append(sum_by_completion(self.reference(pack), segments, counts).logps)
+            self.run(partners, score, is_bare=True)
         self.scorer.model.train(was_training)
-        return Mismatched(torch.cat(found), torch.cat(frozen) if frozen else None)
+        sizes = [pack.num_completions for pack in partners]
+        return Mismatched(self.joined(found, sizes), None if self.reference is None else self.joined(frozen, sizes))
+
+    def joined(self, parts: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
+        """One vector from those of all packs, each of its size and held by the rank that ran it; the same on every rank."""
+        found = self.spread.ranks.joined(parts, sizes, self.scorer.device)
+        return found if self.spread.ranks.size == 1 or self.scorer.dtype == torch.float64 else found.float()
+
+    def together(self, found: Sequence[Scores | None], packs: Sequence[Pack]) -> Scores:
+        """The scores of all packs in one, without a graph."""
+        targets = [len(pack.targets) for pack in packs]
+        prompts = [sum(len(one.prompt_ids) - 1 for one in pack.examples) for pack in packs]
+
+        def joined(name: str, sizes: Sequence[int]) -> Tensor:
+            values = (None if one is None else getattr(one, name) for one in found)
+            return self.joined([None if value is None else value.detach() for value in values], sizes)
+
+        return Scores(
+            joined("policy", targets),
+            None if self.reference is None else joined("reference", targets),
+            joined("concentration", targets) if "concentration" in self.loss.needs else None,
+            joined("prompts", prompts) if "prompt" in self.loss.needs else None,
+        )
 
     def sums(self, terms: LossTerms, logps: LossView) -> Tensor:
         """What a pack adds to the metrics, on its device; (metrics,), empty for demonstrations."""
@@ -106,6 +144,17 @@ class Objective:
         if isinstance(logps, UnpairedLogps):
             return unpaired_sums(logps, terms)
         return torch.zeros(0, dtype=torch.float64, device=logps.logps.device)
+
+    def term_names(self, pack: Pack) -> tuple[str, ...]:
+        """The names of the loss's terms, for a rank that has no pack of its own; ``pack`` is anyone's."""
+        device = self.scorer.device
+        low = torch.full((len(pack.targets),), -1.0, device=device)
+        prompts = torch.full((sum(len(one.prompt_ids) - 1 for one in pack.examples),), -1.0, device=device)
+        needs = self.loss.needs
+        scores = Scores(low, low, low if "concentration" in needs else None, prompts if "prompt" in needs else None)
+        partners = torch.full((pack.num_groups,), -1.0, device=device)
+        mismatched = Mismatched(partners, partners) if "mismatched" in needs else None
+        return tuple(self.loss(view_of(self.loss, [pack], scores, mismatched)).terms)
 
     @property
     def num_sums(self) -> int:
@@ -116,72 +165,6 @@ class Objective:
 def partner_pack(pack: Pack) -> Pack:
     """The prompts of a pack, each with its partner alone."""
     return pack_of([partner_group(example) for example in pack.examples])
-
-
-def counts_of(packs: Sequence[Pack]) -> dict[Unit, int]:
-    """How many of each unit the packs hold together: the normalisers of a step."""
-    examples = [example for pack in packs for example in pack.examples]
-    return {
-        "pair": sum(pack.num_groups for pack in packs),
-        "completion": sum(pack.num_completions for pack in packs),
-        "token": sum(len(pack.targets) for pack in packs),
-        "chosen_token": sum(example.completions[0].num_scored for example in examples),
-    }
-
-
-class Tally:
-    """What the packs of a step add up to, kept on the device until it is read once."""
-
-    def __init__(self, objective: Objective, packs: Sequence[Pack], mismatched: Mismatched | None) -> None:
-        self.counts = counts_of(packs)
-        self._objective = objective
-        self._mismatched = mismatched
-        labels = [label for pack in packs for example in pack.examples for label in example.labels]
-        self._num_desirable, self._num_undesirable = sum(labels), len(labels) - sum(labels)
-        self._names: tuple[str, ...] = ()
-        self._losses: list[Tensor] = []
-        self._shares: list[Tensor] = []
-        self._sums: list[Tensor] = []
-        self._margins: list[Tensor] = []
-        self.margins: list[float] = []  # of every pair in the order of the packs, once read
-
-    def add(self, terms: LossTerms, logps: LossView) -> Tensor:
-        """Note the terms of a pack; its share of the step's loss, with its graph."""
-        share = reduce_terms(terms, self.counts)
-        self._names = tuple(terms.terms)
-        self._losses.append(share.detach().double())
-        self._shares.append(term_shares(terms, self.counts))
-        self._sums.append(self._objective.sums(terms, logps))
-        if isinstance(logps, PairLogps) and terms.chosen_rewards is not None and terms.rejected_rewards is not None:
-            self._margins.append((terms.chosen_rewards - terms.rejected_rewards).detach().double())
-        return share
-
-    def read(self, *others: Tensor) -> tuple[dict[str, float], list[float]]:
-        """The metrics, and the values of other scalars; the host waits for the device here and nowhere else."""
-        shares, sums = torch.stack(self._shares).sum(0), torch.stack(self._sums).sum(0)
-        extra = list(others) + ([] if self._mismatched is None else [self._mismatched.divergence])
-        margins = torch.cat(self._margins) if self._margins else sums.new_zeros(0)
-        first = [margins, torch.stack(self._losses).sum()[None], shares, sums]
-        values = torch.cat([*first, *(one.double().reshape(1) for one in extra)]).tolist()
-        self.margins, values = values[: len(margins)], values[len(margins) :]
-        loss, rest = values[0], values[1:]
-        at = len(self._names)
-        metrics = {"loss": loss}
-        if at > 1:
-            metrics |= {f"loss/{name}": value for name, value in zip(self._names, rest[:at], strict=True)}
-        metrics |= self._means(rest[at : at + len(sums)])
-        read = rest[at + len(sums) :]
-        if self._mismatched is not None:
-            metrics["kl"] = read.pop()
-        return metrics, read
-
-    def _means(self, sums: Sequence[float]) -> Mapping[str, float]:
-        view = self._objective.loss.view
-        if view == "pairs":
-            means = pair_means(sums, self.counts["pair"])
-            has_reference = self._objective.reference is not None
-            return means if has_reference else {name: value for name, value in means.items() if name not in CHANGES}
-        return unpaired_means(sums, self._num_desirable, self._num_undesirable) if view == "unpaired" else {}
 
 
 def train_step(
@@ -211,8 +194,11 @@ def train_step(
     if objective.loss.is_batchwise:
         state = _two_passes(objective, packs, mismatched, tally, state)
     else:
-        for pack in packs:
-            tally.add(*objective(pack, mismatched)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+        def learn(index: int, pack: Pack) -> None:
+            objective.spread.backward(tally.add(*objective(pack, mismatched), index))
+
+        objective.run(packs, learn, has_backward=True)
     norm = optimiser.clip(max_grad_norm)
     metrics, (grad_norm,) = tally.read(norm)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
@@ -232,24 +218,30 @@ def _two_passes(
 
     Dropout draws the same masks in both passes, because the generators are put back before each pack.
     """
-    device = objective.scorer.device
-    generators: list[list[Tensor]] = []
-    found: list[Scores] = []
-    for pack in packs:
-        generators.append(_generators(device))
-        with torch.no_grad():
-            found.append(objective.scores(pack))
-    whole = _together(found)
+    device, spread = objective.scorer.device, objective.spread
+    generators: dict[int, list[Tensor]] = {}
+    found: list[Scores | None] = [None] * len(packs)
+
+    def look(index: int, pack: Pack) -> None:
+        generators[index] = _generators(device)
+        found[index] = objective.scores(pack)
+
+    with torch.no_grad():
+        objective.run(packs, look)
+    whole = objective.together(found, packs)
     leaves = [leaf.requires_grad_() for leaf in (whole.policy, whole.prompts) if leaf is not None]
     terms, view, state = _whole(objective, packs, whole, mismatched, state)
-    tally.add(terms, view).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    tally.add(terms, view, None).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     slopes = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-    sizes = [[len(one.policy) for one in found], [0 if one.prompts is None else len(one.prompts) for one in found]]
+    sizes = [[len(pack.targets) for pack in packs], [sum(len(one.prompt_ids) - 1 for one in pack.examples) for pack in packs]]
     split = [torch.split(slope, size) for slope, size in zip(slopes, sizes, strict=False)]
-    for pack, before, *parts in zip(packs, generators, *split, strict=True):
-        _put_back(device, before)
+
+    def learn(index: int, pack: Pack) -> None:
+        _put_back(device, generators[index])
         logps = objective.scorer.token_logps(pack, with_prompts=whole.prompts is not None)
-        logps.backward(torch.cat(parts))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        spread.backward_from(logps, torch.cat([parts[index] for parts in split]))
+
+    objective.run(packs, learn, has_backward=True)
     return state
 
 
@@ -276,12 +268,20 @@ def evaluate(objective: Objective, packs: Sequence[Pack]) -> dict[str, float]:
     mismatched = objective.mismatched(packs)
     tally = Tally(objective, packs, mismatched)
     if objective.loss.is_batchwise:
-        scores = _together([_detached(objective.scores(pack)) for pack in packs])
-        view = view_of(objective.loss, packs, scores, mismatched)
-        tally.add(objective.loss(view), view)
+        found: list[Scores | None] = [None] * len(packs)
+
+        def look(index: int, pack: Pack) -> None:
+            found[index] = _detached(objective.scores(pack))
+
+        objective.run(packs, look)
+        view = view_of(objective.loss, packs, objective.together(found, packs), mismatched)
+        tally.add(objective.loss(view), view, None)
     else:
-        for pack in packs:
-            tally.add(*objective(pack, mismatched))
+
+        def hold(index: int, pack: Pack) -> None:
+            tally.add(*objective(pack, mismatched), index)
+
+        objective.run(packs, hold)
     metrics, _ = tally.read()
     return {f"eval_{name}": value for name, value in metrics.items()}
 
@@ -305,21 +305,6 @@ def find_culprits(objective: Objective, packs: Sequence[Pack], optimiser: Optimi
             found.append((example, f"loss {value:.6g}, gradient norm {norm}"))
     optimiser.zero_grad()
     return found
-
-
-def _together(found: Sequence[Scores]) -> Scores:
-    """The scores of all packs in one."""
-
-    def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-        known = [part for part in parts if part is not None]
-        return torch.cat(known) if known else None
-
-    return Scores(
-        torch.cat([one.policy for one in found]),
-        joined([one.reference for one in found]),
-        joined([one.concentration for one in found]),
-        joined([one.prompts for one in found]),
-    )
 
 
 def _detached(scores: Scores) -> Scores:

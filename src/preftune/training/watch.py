@@ -30,7 +30,8 @@ class Watch:
         view = trainee.objective.loss.view
         self._config, self._sink, self._journal, self._trainee = stage.config, sink, journal, trainee
         self._evals = evenly_spaced(trainee.num_steps, max(1, stage.config.evals), with_end=True)
-        self._ledger = Ledger(stage.folder / "ledger.jsonl", stage.train if view == "pairs" else (), step)
+        ledger = stage.folder / "ledger.jsonl" if stage.ranks.is_first else None
+        self._ledger = Ledger(ledger, stage.train if view == "pairs" else (), step)
         self._diagnosis = Diagnosis(view, trainee.num_steps, stage.config.pairs_per_step)
         for row in journal.rows():
             self._diagnosis.see(row)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from preftune.app.context import Context
 from preftune.app.runs import RunFolder
@@ -13,6 +13,9 @@ from preftune.core.events import EventSink, Noted
 from preftune.core.recipe import ModelConfig, Recipe, StageConfig
 from preftune.core.records import Excluded, TokenisedExample
 from preftune.core.registry import Registry
+
+if TYPE_CHECKING:
+    from preftune.training.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class StageWork:
     """One stage of a run, ready to go.
 
     start: the model that the stage starts from. is_resumed: an earlier process may have begun it. is_asked: the model is to
-    show that it can do the task, because nobody asked it before.
+    show that it can do the task, because nobody asked it before. ranks: the processes that train together.
     """
 
     recipe: Recipe
@@ -65,6 +68,7 @@ class StageWork:
     context: Context
     is_resumed: bool
     is_asked: bool = False
+    ranks: Ranks = field(kw_only=True)
 
     @property
     def config(self) -> StageConfig:
