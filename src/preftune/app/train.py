@@ -218,8 +218,8 @@ def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
         digest = digest_json([digest, identity_of(loss)])
     run.update_stage(index, {**facts, "status": "running"})
     if run.is_ours:
-        write_json(folder / "data.json", {"counts": data.counts, "notes": data.notes, "formats": data.formats, "audit": data.audit,
-                                      "train": len(data.train), "select": len(data.select)})  # fmt: skip
+        read = {"counts": data.counts, "notes": data.notes, "formats": data.formats, "audit": data.audit}
+        write_json(folder / "data.json", {**read, "train": len(data.train), "select": len(data.select)})
     precision = choose_precision(start.dtype, config.adapter)
     loaded = load_model(start, precision=precision)
     if work.is_asked:

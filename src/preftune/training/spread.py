@@ -140,7 +140,7 @@ def spread_over(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     is_full = len(trained) == sum(1 for _ in model.parameters())
     if kind == "ddp":
-        held: nn.Module = DistributedDataParallel(entry.to(device), broadcast_buffers=False)
+        held: nn.Module = DistributedDataParallel(entry.to(device), forward_sync_buffers=False)
         return Spread(kind, ranks, held)
     policy = MixedPrecisionPolicy()
     if is_full and dtype != torch.float32:  # weights are the float32 masters, the layers compute in ``dtype``

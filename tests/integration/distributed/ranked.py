@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 SCRIPT = Path(__file__)
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 
 
 def plan_of(work: Path, case: dict, **more):
@@ -24,6 +28,8 @@ def plan_of(work: Path, case: dict, **more):
     from tiny import Sorted, labelled, make_examples, make_plan
 
     given = {**case, **more}
+    for key in ("fault", "kill", "term"):
+        given.pop(key, None)
     count, kind = given.pop("count", 18), given.pop("kind", "pairs")
     loss = Sorted() if given.pop("sorted", False) else None
     model = work / given.pop("model", "model")
@@ -81,11 +87,48 @@ def together(work: Path, cases: list[dict], size: int = 2) -> None:
         assert code == 0, f"rank {rank}: {said[-4000:]}"
 
 
+def at_step(given: list[int] | None, signal_number: int, rank: int):
+    """A sink that sends this process a signal when a step is done, on one rank: ``given`` is (rank, step)."""
+    from preftune.core.events import StepDone
+
+    def sink(event: object) -> None:
+        if given is not None and given[0] == rank and isinstance(event, StepDone) and event.step == given[1]:
+            print(f"signal at {time.time()}", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal_number)
+
+    return sink
+
+
+@contextmanager
+def without(what: str | None):
+    """One thing that makes ranks agree with one process, taken away."""
+    from preftune.training.ranks import Ranks
+    from preftune.training.spread import Spread
+
+    broken = {
+        None: {},
+        "the factor of the averaging": {(Spread, "backward"): lambda self, share: share.backward()},
+        "the sums over ranks": {(Ranks, "add_up"): lambda self, tensor: tensor},
+        "the meeting of gradients": {
+            (Spread, "turn"): lambda self, scorer, turn, has_backward=False: self_turn(self, scorer, turn)
+        },
+    }[what]
+    before = {place: getattr(*place) for place in broken}
+    self_turn = before.get((Spread, "turn"))
+    for (owner, name), other in broken.items():
+        setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        for (owner, name), other in before.items():
+            setattr(owner, name, other)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     sys.path.insert(0, str(SCRIPT.parents[2] / "invariant" / "training"))
-    from preftune.core.errors import PreftuneError
+    from preftune.core.errors import Interrupted, PreftuneError
     from preftune.core.launch import Launch
     from preftune.training.loop import run_stage
     from preftune.training.ranks import joined
@@ -94,7 +137,14 @@ def main() -> None:
     try:
         with joined(Launch.from_environment()) as ranks:
             for case in json.loads(Path(sys.argv[2]).read_text()):
-                run_stage(replace(plan_of(work, case), ranks=ranks))
+                kill, term = (at_step(case.get(key), number, ranks.rank) for key, number in SIGNALS.items())
+                plan = replace(plan_of(work, case), ranks=ranks)
+                with without(case.get("fault")):
+                    try:
+                        run_stage(plan, lambda event: (kill(event), term(event)))  # noqa: B023 -- called in this turn only
+                    except Interrupted:
+                        if "term" not in case:
+                            raise
     except PreftuneError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
