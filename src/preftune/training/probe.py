@@ -60,11 +60,9 @@ class StartWeights:
     dtype; ``num_bytes`` says how much that is.
     """
 
-    def __init__(
-        self, model: nn.Module, trained: Mapping[str, nn.Parameter], *, is_adapter: bool, is_sharded: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], *, is_adapter: bool, spread: Spread = ONE) -> None:
         self._model = model
-        self._is_sharded = is_sharded
+        self.spread = spread
         self._trained = {} if is_adapter else dict(trained)
         self._kept = {name: local_part(parameter.detach()).clone() for name, parameter in self._trained.items()}
 
@@ -76,7 +74,7 @@ class StartWeights:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model is the one that the stage started from while this lasts."""
-        if self._is_sharded:  # FSDP2 reads the storage itself, so contents change places, not tensors
+        if self.spread.kind == "fsdp2":  # FSDP2 reads the storage itself, so contents change places, not tensors
             self._exchange()
             try:
                 with adapter_off(self._model):
@@ -108,7 +106,7 @@ class Probe:
     Parameters
         config: how many and how long. prompts: token ids. seed: of the sampling, the same at every step, so that two
             probes differ by the policy alone.
-        start: of the model, which is the reference. spread: how the model lies on several processes; they share the work.
+        start: of the model, which is the reference. Where it lies on several processes they share the work.
 
     Attributes
         seconds: spent in probes by this process. sample: the first completion of the last probe, as text.
@@ -116,14 +114,14 @@ class Probe:
 
     def __init__(
         self, config: ProbeConfig, prompts: Sequence[tuple[int, ...]], scorer: Scorer, tokenizer: HubTokenizer, *,
-        start: StartWeights, max_new_tokens: int, tokens_per_pack: int, seed: int, spread: Spread = ONE,
+        start: StartWeights, max_new_tokens: int, tokens_per_pack: int, seed: int,
     ) -> None:  # fmt: skip
         self.prompts = [prompt for prompt in prompts for _ in range(config.samples)]
         self.start = start
         self.seconds = 0.0
         self.sample = ""
         self._scorer, self._tokenizer, self._seed = scorer, tokenizer, seed
-        self._tokens_per_pack, self._spread = tokens_per_pack, spread
+        self._tokens_per_pack, self._spread = tokens_per_pack, start.spread
         self._decoding = DecodingConfig(temperature=1.0, max_new_tokens=max_new_tokens, batch_size=64)
         self._start: Writing | None = None
 
@@ -251,11 +249,10 @@ def make_probe(
     order = np.random.default_rng([stage.seed, len(rows)]).permutation(len(rows))
     prompts = [rows[place].prompt_ids for place in order[: config.prompts]]
     longest = config.max_new_tokens or usual_length(stage.train)
-    is_adapter, is_sharded = stage.config.adapter == "lora", spread.kind == "fsdp2"
-    start = StartWeights(scorer.model, trained, is_adapter=is_adapter, is_sharded=is_sharded)
+    start = StartWeights(scorer.model, trained, is_adapter=stage.config.adapter == "lora", spread=spread)
     probe = Probe(
         config, prompts, scorer, stage.loaded.tokenizer, start=start, max_new_tokens=longest,
-        tokens_per_pack=stage.config.tokens_per_pack, seed=stage.seed, spread=spread,
+        tokens_per_pack=stage.config.tokens_per_pack, seed=stage.seed,
     )  # fmt: skip
     each = sum(len(prompt) + longest for prompt in probe.prompts) + TOKENS_A_DECODING_STEP * longest
     mean = sum(example.num_tokens for example in stage.train) / len(stage.train)
