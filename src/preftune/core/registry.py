@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
@@ -43,7 +44,8 @@ class Registry(Generic[T]):
         self._package = package
         self._group = group
         self._factories: dict[str, type[T]] = {}
-        self._is_loaded = False
+        self._lock = threading.RLock()
+        self._is_loading = self._is_loaded = False
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """A class decorator that files a factory under ``name``; a second one under it is an error at import."""
@@ -85,10 +87,17 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._is_loaded:
             return
-        self._is_loaded = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-            importlib.import_module(module.name)
-        if self._group is not None:
-            for point in entry_points(group=self._group):
-                point.load()
+        with self._lock:  # a server's threads ask at once: none may see a table that is half full
+            if self._is_loaded or self._is_loading:  # loading: this very thread, from a leaf that it imports
+                return
+            self._is_loading = True
+            try:
+                package = importlib.import_module(self._package)
+                for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+                    importlib.import_module(module.name)
+                if self._group is not None:
+                    for point in entry_points(group=self._group):
+                        point.load()
+                self._is_loaded = True
+            finally:
+                self._is_loading = False

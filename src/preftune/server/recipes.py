@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from preftune.app.jobs.models import find_model
@@ -41,6 +42,7 @@ class Wanted:
     idempotency: str | None = None
 
 
+@cache
 def base_lr(method: str, adapter: str) -> float:
     """The published learning rate of a method, which OpenAI's multiplier multiplies."""
     from preftune.core.recipe import StageConfig

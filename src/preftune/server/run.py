@@ -21,6 +21,7 @@ from preftune.store.base import Query
 from preftune.store.records import Key
 
 STOP_SECONDS = 150
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection, so that none is closed under a request
 
 
 def serve(
@@ -44,7 +45,15 @@ def serve(
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     app = create_app(platform, settings, serving)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=10,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+    )
     worker = start_worker(slots) if slots > 0 else None
     say(f"listening on http://{host}:{port} (OpenAI base_url: http://{host}:{port}/v1); stop with Ctrl-C")
     try:

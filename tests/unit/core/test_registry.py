@@ -1,5 +1,6 @@
 """The registry: leaves by name, validated options, errors that list what exists."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,3 +41,21 @@ def test_unknown_names_and_options_suggest_the_right_one(table):
 def test_a_name_is_given_once(table):
     with pytest.raises(ValueError, match="already registered"):
         table.register("one")(object)
+
+
+def test_threads_that_ask_first_at_the_same_moment_all_see_every_leaf(tmp_path, monkeypatch):
+    package = tmp_path / "slow_leaves"
+    package.mkdir()
+    (package / "__init__.py").write_text("from preftune.core.registry import Registry\ntable = Registry('leaf', 'slow_leaves')\n")
+    leaf = (
+        "import time\nfrom dataclasses import dataclass\nfrom slow_leaves import table\ntime.sleep(0.05)\n"
+        "@table.register('{name}')\n@dataclass(frozen=True)\nclass Leaf:\n    pass\n"
+    )
+    for name in ("a", "b", "c"):
+        (package / f"{name}.py").write_text(leaf.format(name=name))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from slow_leaves import table
+
+    with ThreadPoolExecutor(8) as pool:
+        seen = list(pool.map(lambda _: table.names(), range(8)))
+    assert seen == [["a", "b", "c"]] * 8
