@@ -6,14 +6,15 @@ differ on purpose, the case says how TRL has to be called to give the same, and 
 
 import json
 import subprocess
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import formula_rows
 import pytest
 import torch
+from formula_cases import CASES, OTHERS
 from formula_rows import ROWS, value_of
 
+from preftune.core.errors import UsageError
 from preftune.maths.losses import dpo
 from preftune.maths.losses.base import losses
 
@@ -23,173 +24,6 @@ pytestmark = [
     pytest.mark.trl,
     pytest.mark.skipif(not PEER.is_file(), reason="the peer's environment is absent: run bench/environments/make.sh trl"),
 ]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One loss in both systems' words.
-
-    alone: TRL is called with one pair at a time and its losses are averaged, because it averages tokens over a micro-batch
-        where the paper averages them over each completion.
-    their_rows: where TRL is given other numbers than we are. state: of a loss that has one, else its first.
-    rtol: relative to the largest value; 1e-12 where both compute in float64.
-    """
-
-    trainer: str
-    theirs: dict
-    method: str
-    ours: dict = field(default_factory=dict)
-    rows: str = "pairs"
-    alone: bool = False
-    their_rows: str = ""
-    state: dict | None = None
-    rtol: float = 1e-12
-    dtype: str = "float64"
-
-    @property
-    def names(self):
-        """What of TRL's it covers: (trainer, loss type), ("divergence", name) and ("option of TRAINER", name)."""
-        given = self.theirs.get("loss_type", {"kto": "kto", "orpo": "orpo"}.get(self.trainer, "sigmoid"))
-        listed = [given] if isinstance(given, str) else given
-        divergence = self.theirs.get("f_divergence_type", "reverse_kl")
-        options = {(f"option of {self.trainer}", name) for name in self.theirs.keys() - {"loss_type", "f_divergence_type"}}
-        return {(self.trainer, name) for name in listed} | {("divergence", divergence)} | options
-
-
-FLOAT32 = 2e-6  # where TRL leaves float64 itself
-CASES = {
-    "dpo": Case("dpo", {"beta": 0.3}, "dpo", {"beta": 0.3}),
-    "dpo by length": Case(
-        "dpo", {"beta": 4.0, "loss_type": "sigmoid_norm"}, "dpo", {"beta": 4.0, "length_normalised": True}
-    ),
-    # TRL divides IPO's log-ratios by length, the paper does not; both forms are here, and online DPO has the paper's
-    "ipo by length": Case("dpo", {"beta": 0.4, "loss_type": "ipo"}, "ipo", {"tau": 0.4, "length_normalised": True}),
-    "ipo": Case("online_dpo", {"beta": 0.4, "loss_type": "ipo"}, "ipo", {"tau": 0.4}),
-    "online dpo": Case("online_dpo", {"beta": 0.3}, "dpo", {"beta": 0.3}),
-    "sft": Case("dpo", {"loss_type": "sft"}, "sft"),
-    "mix": Case(
-        "dpo",
-        {"beta": 0.3, "loss_type": ["sigmoid", "sft"], "loss_weights": [0.8, 0.2]},
-        "mix",
-        {"parts": {"dpo": {"weight": 0.8, "beta": 0.3}, "sft": {"weight": 0.2}}},
-    ),
-    # the RPO term is by each completion's own length
-    "dpo with NLL": Case(
-        "dpo", {"beta": 0.3, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}, "dpo",
-        {"beta": 0.3, "rpo_alpha": 0.5}, alone=True,
-    ),
-    "simpo": Case(
-        "cpo", {"beta": 2.0, "loss_type": "simpo", "simpo_gamma": 0.8, "cpo_alpha": 0.0}, "simpo", {"beta": 2.0, "gamma": 0.8},
-        "sequences",
-    ),
-    "simpo, smoothed": Case(
-        "cpo", {"beta": 2.0, "loss_type": "simpo", "simpo_gamma": 0.8, "cpo_alpha": 0.0, "label_smoothing": 0.2}, "simpo",
-        {"beta": 2.0, "gamma": 0.8, "label_smoothing": 0.2}, "sequences",
-    ),
-    # what TRL's defaults make of simpo: an NLL term of weight 1 stays on
-    "CPO-SimPO": Case(
-        "cpo", {"beta": 2.0, "loss_type": "simpo", "simpo_gamma": 0.8}, "mix",
-        {"parts": {"simpo": {"beta": 2.0, "gamma": 0.8}, "sft": {}}}, "sequences",
-    ),
-    "TPO-L without its gold answer": Case(
-        "tpo", {"beta": 2.0, "loss_type": "tpo-l", "tpo_l_gamma": 0.8, "tpo_alpha": 0.0}, "simpo", {"beta": 2.0, "gamma": 0.8},
-        "sequences",
-    ),
-    # formulas that TRL has without a reference: the same with a reference that gives every completion probability 1
-    "ipo, reference-free": Case(
-        "cpo", {"beta": 0.4, "loss_type": "ipo", "cpo_alpha": 0.0}, "ipo", {"tau": 0.4, "length_normalised": True}, "sequences",
-    ),
-    "ipo of TPO": Case(
-        "tpo", {"beta": 0.4, "loss_type": "ipo", "tpo_alpha": 0.0}, "ipo", {"tau": 0.4, "length_normalised": True}, "sequences",
-    ),
-    # TRL's odds ratio is rounded to float32, its NLL counts the prompt and averages over the micro-batch
-    "orpo": Case(
-        "orpo", {"beta": 0.25}, "orpo", {"lambda_or": 0.25, "nll_scope": "prompt_and_answer"}, "sequences", alone=True,
-        rtol=FLOAT32,
-    ),
-    "kto": Case(
-        "kto", {"beta": 0.2, "desirable_weight": 1.2, "undesirable_weight": 0.9}, "kto",
-        {"beta": 0.2, "lambda_d": 1.2, "lambda_u": 0.9}, "labelled",
-    ),
-    "apo on labelled answers": Case(
-        "kto", {"beta": 0.2, "loss_type": "apo_zero_unpaired", "desirable_weight": 1.2, "undesirable_weight": 0.9},
-        "apo_zero_unpaired", {"beta": 0.2, "lambda_d": 1.2, "lambda_u": 0.9}, "labelled",
-    ),
-    # TRL sorts a micro-batch, which is the whole step here
-    "aot": Case("dpo", {"beta": 0.3, "loss_type": "aot", "label_smoothing": 0.1}, "aot", {"beta": 0.3, "label_smoothing": 0.1}),
-    "aot unpaired": Case(
-        "dpo", {"beta": 0.3, "loss_type": "aot_unpaired", "label_smoothing": 0.1}, "aot_unpaired",
-        {"beta": 0.3, "label_smoothing": 0.1},
-    ),
-    # TRL dropped the running mean of the rewards: this is the loss at the mean 0
-    "bco": Case("dpo", {"beta": 0.3, "loss_type": "bco_pair"}, "bco_pair", {"beta": 0.3}),
-    # at another mean it is TRL's with every reference log-probability moved by the mean over beta
-    "bco, shifted": Case(
-        "dpo", {"beta": 0.3, "loss_type": "bco_pair"}, "bco_pair", {"beta": 0.3}, their_rows="shifted",
-        state={"mean": 0.3 * formula_rows.SHIFT, "count": 8.0},
-    ),
-    # TRL multiplies any of its losses by these weights; the paper's objective is DPO
-    "wpo": Case("dpo", {"beta": 0.3, "use_weighting": True}, "wpo", {"beta": 0.3}),
-    "hinge": Case("dpo", {"beta": 0.3, "loss_type": "hinge"}, "hinge", {"beta": 0.3}),
-    "robust": Case(
-        "dpo", {"beta": 0.3, "loss_type": "robust", "label_smoothing": 0.2}, "robust", {"beta": 0.3, "label_smoothing": 0.2}
-    ),
-    # TRL takes epsilon's logarithm in float32
-    "exo": Case(
-        "dpo", {"beta": 0.3, "loss_type": "exo_pair", "label_smoothing": 0.125}, "exo_pair",
-        {"beta": 0.3, "label_smoothing": 0.125}, rtol=FLOAT32,
-    ),
-    "nca": Case("dpo", {"beta": 0.3, "loss_type": "nca_pair"}, "nca_pair", {"beta": 0.3}),
-    "sppo": Case("dpo", {"beta": 0.3, "loss_type": "sppo_hard"}, "sppo_hard", {"beta": 0.3}),
-    # without a probability the soft form is the hard one
-    "sppo, soft": Case("dpo", {"beta": 0.3, "loss_type": "sppo_hard"}, "sppo_soft", {"beta": 0.3}),
-    "apo-zero": Case("dpo", {"beta": 0.3, "loss_type": "apo_zero"}, "apo_zero", {"beta": 0.3}),
-    "apo-down": Case("dpo", {"beta": 0.3, "loss_type": "apo_down"}, "apo_down", {"beta": 0.3}),
-    "discopop": Case(
-        "dpo", {"beta": 0.3, "loss_type": "discopop", "discopop_tau": 0.4}, "discopop", {"beta": 0.3, "tau": 0.4}
-    ),
-    "ld-dpo": Case("dpo", {"beta": 0.3, "ld_alpha": 0.4}, "ld_dpo", {"beta": 0.3, "alpha": 0.4}),
-    "forward KL": Case("dpo", {"beta": 0.3, "f_divergence_type": "forward_kl"}, "dpo", {"beta": 0.3, "divergence": "forward_kl"}),
-    "Jensen-Shannon": Case(
-        "dpo", {"beta": 0.3, "f_divergence_type": "js_divergence"}, "dpo", {"beta": 0.3, "divergence": "jensen_shannon"}
-    ),
-    "hinge, forward KL": Case(
-        "dpo", {"beta": 0.3, "loss_type": "hinge", "f_divergence_type": "forward_kl"}, "hinge",
-        {"beta": 0.3, "divergence": "forward_kl"},
-    ),
-    # TRL's coefficient is 1 - alpha, and its code knows no float64
-    "alpha divergence": Case(
-        "dpo", {"beta": 0.3, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}, "dpo",
-        {"beta": 0.3, "divergence": "alpha", "divergence_alpha": 0.7}, rtol=FLOAT32, dtype="float32",
-    ),
-    "cpo": Case("cpo", {"beta": 0.3}, "cpo", {"beta": 0.3}, "sequences"),
-    "cpo, smoothed": Case(
-        "cpo", {"beta": 0.3, "cpo_alpha": 0.5, "label_smoothing": 0.1}, "cpo",
-        {"beta": 0.3, "alpha": 0.5, "label_smoothing": 0.1}, "sequences",
-    ),
-    "hinge, reference-free": Case(
-        "cpo", {"beta": 0.3, "loss_type": "hinge", "cpo_alpha": 0.0}, "hinge", {"beta": 0.3}, "sequences"
-    ),
-    "hinge of TPO": Case("tpo", {"beta": 0.3, "loss_type": "hinge", "tpo_alpha": 0.0}, "hinge", {"beta": 0.3}, "sequences"),
-    "TPO without its gold answer": Case(
-        "tpo", {"beta": 0.3, "label_smoothing": 0.1, "tpo_alpha": 0.0}, "cpo",
-        {"beta": 0.3, "alpha": 0.0, "label_smoothing": 0.1}, "sequences",
-    ),
-    # `loss_type: alphapo` is TRL's spelling of simpo with an alpha and without the NLL
-    "alphapo": Case(
-        "cpo", {"beta": 2.0, "loss_type": "simpo", "alpha": 0.3, "simpo_gamma": 0.8, "cpo_alpha": 0.0}, "alphapo",
-        {"beta": 2.0, "alpha": 0.3, "gamma": 0.8}, "sequences",
-    ),
-    "kto, reference point below 0": Case("kto", {"beta": 0.2}, "kto", {"beta": 0.2}, "negative"),
-}  # fmt: skip
-
-# trainers of TRL that this table is not about
-OTHERS = {
-    "no loss over preference data: rewards, distillation, policy gradients": (
-        "a2po async_distillation async_grpo distillation gkd gmpo gold grpo iw_opd reward rloo sdft sdpo server_distillation"
-    ),
-    "the base of the others, and SFT, whose loss is compared through DPOTrainer's loss_type sft": "base sft",
-}
 
 
 def asked_of(cases):
@@ -283,18 +117,16 @@ def test_no_case_is_equal_by_chance(peer, name):
 
 # the model's own loss of a mixture of experts, which no formula here is part of
 NOT_A_LOSS = {("option of dpo", "router_aux_loss_coef"), ("option of kto", "router_aux_loss_coef")}
-SPELLINGS = {("cpo", "alphapo")}  # set in the config: simpo with an alpha, which has a case
-NOT_HERE = NOT_A_LOSS | SPELLINGS
 
 
 def test_every_loss_and_trainer_of_the_peer_is_covered(peer):
     offered = {(trainer, name) for trainer, names in peer["names"].items() for name in names} | {("orpo", "orpo")}
     offered |= {(f"option of {trainer}", name) for trainer, names in peer["options"].items() for name in names}
     covered = {name for case in CASES.values() for name in case.names}
-    missing = offered - covered - NOT_HERE
+    missing = offered - covered - NOT_A_LOSS
     assert not missing, f"TRL {peer['version']} has losses that no case compares: {sorted(missing)}"
-    assert not NOT_HERE & covered, "these are compared now"
-    assert not NOT_HERE - offered, "TRL has these no more"
+    assert not NOT_A_LOSS & covered, "these are compared now"
+    assert not NOT_A_LOSS - offered, "TRL has these no more"
     trainers = set(peer["trainers"]) - set(" ".join(OTHERS.values()).split())
     assert trainers == {case.trainer for case in CASES.values()}, "a trainer of TRL that nobody looked at"
 
@@ -325,3 +157,29 @@ def test_the_peers_ipo_divides_by_length(peer):
     """The paper's h is over whole completions, the default here; TRL's DPOTrainer divides, its online trainer does not."""
     with pytest.raises(AssertionError):
         compare(peer, "ipo by length", CASES["ipo by length"], losses.build("ipo", {"tau": 0.4}))
+
+
+def test_the_peer_takes_divergences_by_length():
+    """What cancels in their derivation does not cancel there, so it is refused here."""
+    for name, options in (("ipo", {"tau": 0.4}), ("dpo", {"beta": 4.0})):
+        with pytest.raises(UsageError, match="divergence"):
+            losses.build(name, options | {"length_normalised": True, "divergence": "forward_kl"})
+
+
+def test_the_peers_alpha_divergence_takes_no_float64(peer):
+    """Why that case alone is compared in float32: TRL looks its largest exponent up by dtype."""
+    assert [name for name, case in CASES.items() if case.dtype == "float32"] == ["dpo, alpha divergence"]
+    wrong = replace(CASES["dpo, alpha divergence"], ours={"beta": 0.3, "divergence": "alpha", "divergence_alpha": 0.3})
+    with pytest.raises(AssertionError):
+        compare(peer, "dpo, alpha divergence", wrong)
+
+
+def test_the_peer_weights_any_loss_as_wpo(peer):
+    """Its `use_weighting` multiplies whatever `loss_type` says; the paper's objective, and ours, is DPO."""
+    with pytest.raises(AssertionError):
+        compare(peer, "wpo", CASES["wpo"], losses.build("dpo", {"beta": 0.3}))
+
+
+def test_the_peers_bco_has_no_running_mean(peer):
+    with pytest.raises(AssertionError):
+        compare(peer, "bco", replace(CASES["bco"], state={"mean": 0.1, "count": 2.0}))
