@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,9 +12,9 @@ from preftune.app.jobs.platform import Platform
 from preftune.app.serving.service import Service, ServingOptions
 from preftune.core.version import __version__
 from preftune.server import serving
-from preftune.server.compat import completions, openai
+from preftune.server.compat import completions, files, openai, seekr, storage, together
 from preftune.server.errors import add_handlers
-from preftune.server.security import Gate, Limiter
+from preftune.server.security import Gate, Limiter, signing_key
 from preftune.server.settings import ServerSettings
 from preftune.store.base import Query, StoreUnavailable
 from preftune.store.records import Project
@@ -37,7 +36,7 @@ def create_app(platform: Platform, settings: ServerSettings, options: ServingOpt
     )  # fmt: skip
     app.state.platform, app.state.settings, app.state.serving = platform, settings, service
     app.state.limiter = Limiter(settings.requests_per_minute)
-    app.state.signing_key = secrets.token_bytes(32)
+    app.state.signing_key = signing_key(platform.home)
     app.add_middleware(Gate, settings=settings)
     add_handlers(app)
 
@@ -55,7 +54,7 @@ def create_app(platform: Platform, settings: ServerSettings, options: ServingOpt
             return JSONResponse({"status": "unavailable", "reason": str(error)}, 503)
         return JSONResponse({"status": "ready"})
 
-    app.include_router(completions.router)
-    app.include_router(serving.router)
-    app.include_router(openai.router)
+    dialects = (*together.routers, *seekr.routers, files.router, *openai.routers)
+    for router in (storage.router, completions.router, serving.router, *dialects):
+        app.include_router(router)
     return app

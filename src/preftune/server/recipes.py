@@ -7,25 +7,33 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from preftune.app.jobs.models import find_model
-from preftune.app.jobs.platform import Platform
+from preftune.app.jobs import states
+from preftune.app.jobs.models import find_model, start_of
+from preftune.app.jobs.platform import Platform, event
 from preftune.app.recipes import make_recipe
 from preftune.server.errors import ApiError
-from preftune.store.records import File, Job, new_id
+from preftune.server.security import Caller, audit
+from preftune.store.records import File, Job, ModelVersion, new_id
 
 # What ``extra_body={"preftune": {...}}`` may set: nothing here names a path.
 EXTRA = frozenset(
     {"method", "loss", "adapter", "lora", "lr", "schedule", "warmup", "weight_decay", "max_grad_norm", "pairs_per_step",
      "tokens_per_pack", "epochs", "max_steps", "evals", "checkpoints", "keep_checkpoints", "seed", "max_length", "too_long",
-     "dtype", "chat_template"}
+     "dtype", "chat_template", "min_lr_ratio", "num_cycles", "early_stopping", "keep", "probe"}
 )  # fmt: skip
+# What a request may hold and nobody is ever shown again, nor kept.
+SECRETS = frozenset({"wandb_key", "wandb_api_key", "hf_api_token", "api_key", "external_api_token", "token", "password"})
+USUAL_BETA = (0.05, 0.9)
+NAME = r"^[A-Za-z0-9._-]*$"
 
 
 @dataclass(slots=True)
 class Wanted:
     """A job that a dialect asks for, before it is checked.
 
-    stage: keys of the recipe's stage. extra: the caller's own keys, which go before. validation: a file's id, or None.
+    model: a name, or empty with ``from_checkpoint``. stage, data: keys of the recipe's stage and of its data. extra: the
+    caller's own keys, which go before. validation: a file's id, or None. warnings: what the caller should know; they become
+    events of the job.
     """
 
     dialect: str
@@ -33,6 +41,7 @@ class Wanted:
     training: tuple[str, ...]
     request: Mapping[str, Any]
     stage: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     validation: str | None = None
     suffix: str = ""
@@ -40,6 +49,58 @@ class Wanted:
     from_checkpoint: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def create(platform: Platform, caller: Caller, wanted: Wanted) -> Job:
+    """Create the job that is wanted; its warnings are its first events.
+
+    Raises
+        ApiError: see ``job_of``.
+        UsageError: a file that cannot be used, or an idempotency key of another request.
+    """
+    caller.must_be("developer")
+    job = job_of(platform, caller.project, wanted)
+    kept = states.submit(platform, job)
+    if kept.id == job.id:
+        for text in wanted.warnings:
+            platform.store.insert(event(job.id, job.project, "warning", text, level="warn"))
+        audit(platform, caller, "job.create", job.id)
+    return kept
+
+
+def without_secrets(given: Any) -> Any:
+    """The same JSON without the values that must not be kept or shown, at any depth.
+
+    >>> without_secrets({"wandb_key": "k", "wandb_name": "run", "judge": {"external_api_token": "t", "model": "m"}})
+    {'wandb_name': 'run', 'judge': {'model': 'm'}}
+    """
+    if isinstance(given, Mapping):
+        return {key: without_secrets(value) for key, value in given.items() if key not in SECRETS}
+    return [without_secrets(one) for one in given] if isinstance(given, (list, tuple)) else given
+
+
+def check_beta(beta: float, method: str, where: str) -> list[str]:
+    """What to say of a DPO beta outside of the range that hosted services allow.
+
+    >>> check_beta(0.1, "dpo", "dpo_beta")
+    []
+    >>> check_beta(2.0, "dpo", "dpo_beta")[0][:16]
+    'dpo_beta 2 is ou'
+    """
+    low, high = USUAL_BETA
+    if method != "dpo" or low <= beta <= high:
+        return []
+    return [f"{where} {beta:g} is outside of {low:g} to {high:g}, which hosted services allow; it is used as it is"]
+
+
+def _base(platform: Platform, project: str, wanted: Wanted) -> ModelVersion:
+    """The registered model that training begins from; of a checkpoint, the base beneath it."""
+    if not wanted.from_checkpoint:
+        return find_model(platform, project, wanted.model)
+    start = start_of(platform, project, wanted.from_checkpoint)
+    base = platform.store.get(ModelVersion, start.base) if start.base else start
+    return base or start
 
 
 @cache
@@ -64,9 +125,9 @@ def job_of(platform: Platform, project: str, wanted: Wanted) -> Job:
         raise ApiError(
             400, f"preftune.{unknown[0]} cannot be set here; there is {', '.join(sorted(EXTRA))}", param=f"preftune.{unknown[0]}"
         )
-    base = find_model(platform, project, wanted.model)
+    base = _base(platform, project, wanted)
     files = tuple(dict.fromkeys([*wanted.training, *([wanted.validation] if wanted.validation else [])]))
-    data: dict[str, Any] = {"train": list(wanted.training), "select": wanted.validation or 0.0}
+    data: dict[str, Any] = {**wanted.data, "train": list(wanted.training), "select": wanted.validation or 0.0}
     for key in ("max_length", "too_long"):
         if key in extra:
             data[key] = extra.pop(key)
@@ -78,6 +139,8 @@ def job_of(platform: Platform, project: str, wanted: Wanted) -> Job:
         raise ApiError(400, "preftune.chat_template: write chatml or plain", param="preftune.chat_template")
     seed = int(extra.pop("seed", wanted.seed))
     stage = {**wanted.stage, **extra, "data": data}
+    if stage.get("early_stopping") is not None and not wanted.validation:
+        raise ApiError(400, "early stopping needs a validation file to measure on", param="validation_file")
     if wanted.from_checkpoint:
         stage["from_checkpoint"] = wanted.from_checkpoint
     recipe = make_recipe({"model": {**model, "name": "starter"}, "seed": seed, "stages": [stage]}).model_dump(mode="json")
@@ -91,6 +154,6 @@ def job_of(platform: Platform, project: str, wanted: Wanted) -> Job:
     job_id = new_id("ft-")
     tail = f"{wanted.suffix}-{job_id[3:11]}" if wanted.suffix else job_id[3:11]
     return Job(
-        id=job_id, project=project, work="train", dialect=wanted.dialect, request=dict(wanted.request), recipe=recipe,
+        id=job_id, project=project, work="train", dialect=wanted.dialect, request=without_secrets(wanted.request), recipe=recipe,
         model=base.name, files=files, name=f"{base.name}-{tail}", metadata=wanted.metadata, idempotency=wanted.idempotency,
     )  # fmt: skip

@@ -52,6 +52,7 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=10,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            proxy_headers=False,
         )
     )
     worker = start_worker(slots) if slots > 0 else None

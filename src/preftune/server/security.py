@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -122,6 +125,24 @@ def audit(platform: Platform, caller: Caller, action: str, target: str, **detail
     platform.store.insert(
         Audit(id=new_id("audit_"), project=caller.project, actor=caller.key, action=action, target=target, detail=detail)
     )
+
+
+def signing_key(home: Path) -> bytes:
+    """The key that upload URLs are signed with; made once for an installation, so that they outlive a restart."""
+    path = home / "signing.key"
+    home.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            key = path.read_bytes()
+        except FileNotFoundError:
+            whole = home / f".signing-{secrets.token_hex(8)}"
+            with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(whole, path)  # the first of several servers wins, and nobody reads half a key
+            whole.unlink()
+            continue
+        return key
 
 
 def sign(secret: bytes, text: str, expires: int) -> str:

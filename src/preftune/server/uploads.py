@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+import anyio
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
@@ -14,7 +17,10 @@ from preftune.server.errors import ApiError
 from preftune.server.security import Caller, audit
 from preftune.store.records import File
 
+T = TypeVar("T")
 CHUNK = 1 << 20
+STREAMS = 64  # bodies that are written at once; others wait, and no other route does
+SILENCE_SECONDS = 60.0
 
 
 async def form_of(request: Request) -> FormData:
@@ -38,14 +44,52 @@ async def keep(platform: Platform, caller: Caller, part: UploadFile, purpose: st
     name = filename or part.filename or "upload.jsonl"
 
     def store() -> File:
-        kept = receive(platform, caller.project, name, purpose, _chunks(part))
+        kept = receive(platform, caller.project, name, purpose, chunks_of(part))
         audit(platform, caller, "file.create", kept.id, filename=name, bytes=kept.bytes)
         return kept
 
     return await run_in_threadpool(store)
 
 
-def _chunks(part: UploadFile) -> Iterator[bytes]:
+def chunks_of(part: UploadFile) -> Iterator[bytes]:
+    """The bytes of a part from its start."""
     part.file.seek(0)
     while chunk := part.file.read(CHUNK):
         yield chunk
+
+
+async def with_body(request: Request, work: Callable[[Iterator[bytes]], T]) -> T:
+    """The result of ``work`` on the chunks of a raw body, in a thread, while they arrive.
+
+    Raises
+        ApiError: 408, the sender is silent for SILENCE_SECONDS; 400, it hung up.
+    """
+    is_done = False
+
+    async def take() -> bytes:
+        nonlocal is_done
+        with _timely():
+            message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "the upload broke off; send it again", code="upload_incomplete")
+        is_done = not message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    def chunks() -> Iterator[bytes]:
+        while not is_done:
+            if chunk := anyio.from_thread.run(take):
+                yield chunk
+
+    state = request.app.state
+    if not hasattr(state, "streams"):
+        state.streams = anyio.CapacityLimiter(STREAMS)
+    return await anyio.to_thread.run_sync(lambda: work(chunks()), limiter=state.streams)
+
+
+@contextlib.contextmanager
+def _timely() -> Iterator[None]:
+    try:
+        with anyio.fail_after(SILENCE_SECONDS):
+            yield
+    except TimeoutError:
+        raise ApiError(408, f"nothing was sent for {SILENCE_SECONDS:.0f} s; send the upload again") from None

@@ -20,6 +20,9 @@ _PROCESSING = {
     "pending": "PENDING", "uploaded": "QUEUED", "processing": "RUNNING", "processed": "COMPLETED", "error": "INVALID_FORMAT",
 }  # fmt: skip
 
+# SeekrFlow's words for training data, which the other clients' packages refuse to read
+TRAINING = frozenset({"preference-fine-tune", "reinforcement-fine-tune", "pre-train", "alignment"})
+
 
 def seconds(time: datetime | None) -> int | None:
     """A time as whole unix seconds."""
@@ -38,7 +41,8 @@ def zulu(time: datetime | None) -> str | None:
 
 def file_object(file: File) -> dict[str, Any]:
     """A file for ``/v1/files``: one object that is valid for OpenAI's and Together's clients in strict mode."""
-    suffix = file.artifact.rpartition("/")[2].partition(".")[2].partition(".")[0] or "jsonl"
+    suffix = next((end for end in ("parquet", "csv", "json") if f".{end}" in file.filename.lower()), "jsonl")
+    suffix = "jsonl" if ".jsonl" in file.filename.lower() else suffix
     report = dict(file.report)
     return {
         "id": file.id,
@@ -46,13 +50,15 @@ def file_object(file: File) -> dict[str, Any]:
         "bytes": file.bytes,
         "created_at": seconds(file.created_at),
         "filename": file.filename,
-        "purpose": file.purpose,
+        "purpose": "fine-tune" if file.purpose in TRAINING else file.purpose,
         "status": _FILE_STATUS[file.status],
         "status_details": report.get("error"),
         "expires_at": seconds(file.expires_at),
         "FileType": suffix,
         "processing_status": _PROCESSING[file.status],
-        "validation_report": {**report, "file_id": file.id, "dataset_format": file.format} if report else None,
+        "validation_report": {**report, "file_id": file.id, "dataset_format": file.format, "nlines": file.num_rows}
+        if report
+        else None,
         "Processed": file.status == "processed",
         "LineCount": file.num_rows or 0,
     }

@@ -65,12 +65,52 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def starter_rows(tmp_path):
-    """The first rows of one of the starter's files, as a file of their own."""
+    """Some rows of one of the starter's files, as a file of their own."""
 
-    def call(name, count):
-        path = tmp_path / name
-        path.write_bytes(b"".join((STARTER / name).read_bytes().splitlines(keepends=True)[:count]))
+    def call(name, count, skip=0):
+        path = tmp_path / (f"more-{name}" if skip else name)
+        path.write_bytes(b"".join((STARTER / name).read_bytes().splitlines(keepends=True)[skip : skip + count]))
         return path
+
+    return call
+
+
+@pytest.fixture
+def other_key(served):
+    """A key of another project of the same server."""
+    code = (
+        "from preftune.app.jobs.platform import Platform; from preftune.server.security import add_key; "
+        "platform = Platform.open(); print(add_key(platform, platform.project('other').id, 'other')[1])"
+    )
+    environment = {**os.environ, "PREFTUNE_HOME": str(served.home / "state"), "PREFTUNE_CACHE": str(served.home / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def environment_of(served):
+    """What the vendors' packages read."""
+    environment = {
+        **os.environ, "OPENAI_API_KEY": served.key, "OPENAI_BASE_URL": served.url + "/v1", "TOGETHER_API_KEY": served.key,
+        "TOGETHER_BASE_URL": served.url, "SEEKR_API_KEY": served.key, "SEEKR_BASE_URL": served.url,
+        "TOGETHER_TELEMETRY_DISABLED": "1", "TOGETHER_DISABLE_VERSION_CHECK": "1", "HOME": str(served.home), "COLUMNS": "200",
+    }  # fmt: skip
+    environment.pop("PYTHONPATH", None)
+    return environment
+
+
+@pytest.fixture
+def command(served):
+    """Runs Together's command line."""
+    if not CLIENTS.exists():
+        pytest.skip("the clients' environment is not there (bench/environments/make.sh clients)")
+
+    def call(*arguments):
+        done = subprocess.run(
+            [CLIENTS.with_name("together"), *map(str, arguments)], env=environment_of(served), capture_output=True, text=True,
+            timeout=200, check=False, stdin=subprocess.DEVNULL, cwd=served.home,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
 
     return call
 
@@ -82,15 +122,10 @@ def client(served):
         pytest.skip("the clients' environment is not there (bench/environments/make.sh clients)")
 
     def call(name, *arguments):
-        environment = {
-            **os.environ, "OPENAI_API_KEY": served.key, "OPENAI_BASE_URL": served.url + "/v1", "TOGETHER_API_KEY": served.key,
-            "TOGETHER_BASE_URL": served.url, "SEEKR_API_KEY": served.key, "SEEKR_BASE_URL": served.url,
-            "TOGETHER_TELEMETRY_DISABLED": "1", "TOGETHER_DISABLE_VERSION_CHECK": "1",
-        }  # fmt: skip
-        environment.pop("PYTHONPATH", None)
+        environment = environment_of(served)
         script = Path(__file__).with_name("clients") / name
         done = subprocess.run(
-            [CLIENTS, script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=400, check=False
+            [CLIENTS, script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=1000, check=False
         )
         assert done.returncode == 0, (
             f"{done.stdout[-3000:]}\n{done.stderr[-4000:]}\n{(served.home / 'log.txt').read_text()[-2000:]}"

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from preftune.app.jobs.follow import without_paths
 from preftune.core.errors import Blocked, Interrupted, PreftuneError
 from preftune.core.files import read_json, write_json
 
@@ -39,7 +40,7 @@ def main(folder: Path, parent: int) -> int:
             return Interrupted.exit_code
         except PreftuneError as error:
             code = error.findings[0].code if isinstance(error, Blocked) and error.findings else _slug(type(error).__name__)
-            write_json(folder / ERROR, {"code": code, "message": " ".join(str(error).split())})
+            write_json(folder / ERROR, {"code": code, "message": without_paths(" ".join(str(error).split()))})
             return error.exit_code
         except MemoryError:
             write_json(folder / ERROR, {"code": "out_of_memory", "message": "the job ran out of memory; lower tokens_per_pack"})
@@ -58,7 +59,12 @@ def _do(folder: Path, task: dict[str, Any]) -> None:
     if task["work"] == "validate":
         from preftune.app.jobs.files import inspect
 
-        write_json(folder / REPORT, inspect(task["path"], task["filename"]))
+        write_json(folder / REPORT, inspect(task["path"], task["filename"], task.get("told_as")))
+        return
+    if task["work"] == "export":
+        from preftune.app.jobs.exports import pack
+
+        pack(task, folder)
         return
     from preftune.app.context import Context
     from preftune.app.recipes import make_recipe

@@ -12,6 +12,8 @@ from preftune.store.records import File, Job, new_id, now
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 COMPRESSED = ("", ".gz", ".zst")
 MAX_REPORTED = 20
+# files that no job trains on: rows to evaluate, batches, attachments
+OTHER_PURPOSES = frozenset({"eval", "evals", "batch", "batch-api", "user_data", "assistants", "vision", "calibration", "result"})
 
 
 def suffix_of(filename: str) -> str:
@@ -33,6 +35,21 @@ def suffix_of(filename: str) -> str:
     )
 
 
+def clean_name(filename: str) -> str:
+    """The last part of a path, which is all that is kept of what a client calls its file.
+
+    Raises
+        InputError: nothing is left, it is longer than 255 characters, or it holds control characters.
+
+    >>> clean_name("../data\\\\pairs.jsonl")
+    'pairs.jsonl'
+    """
+    name = filename.replace("\\", "/").rpartition("/")[2]
+    if not name or len(name) > 255 or not name.isprintable():
+        raise InputError("the file's name is empty, longer than 255 characters or not printable; give it a plain one")
+    return name
+
+
 def receive(
     platform: Platform, project: str, filename: str, purpose: str, chunks: Iterable[bytes], *, max_bytes: int = MAX_UPLOAD
 ) -> File:
@@ -42,6 +59,7 @@ def receive(
         InputError: an ending that is not read, or an empty file.
         TooLarge: more bytes than are allowed.
     """
+    filename = clean_name(filename)
     suffix = suffix_of(filename)
     file_id = new_id("file-")
     stored = platform.artifacts.put(f"files/{file_id}{suffix}", chunks, max_bytes=max_bytes)
@@ -57,7 +75,13 @@ def receive(
 
 def register(platform: Platform, file: File) -> File:
     """Make a file known whose bytes are kept, and queue its validation."""
-    kept = platform.store.insert(file)
+    return validate(platform, platform.store.insert(file))
+
+
+def validate(platform: Platform, file: File) -> File:
+    """Queue the validation of a file whose bytes are kept; one that is no training data is ready at once."""
+    if file.purpose in OTHER_PURPOSES:
+        return platform.store.change(File, file.id, {"status": "processed"}, expect={"status": "uploaded"}) or file
     job = Job(
         id=new_id("job-"),
         project=file.project,
@@ -69,7 +93,7 @@ def register(platform: Platform, file: File) -> File:
         max_attempts=2,
     )
     platform.store.insert(job)
-    return kept
+    return file
 
 
 def delete(platform: Platform, file: File) -> None:
@@ -89,10 +113,11 @@ def apply_report(platform: Platform, file_id: str, report: dict[str, Any]) -> No
     platform.store.change(File, file_id, changes, expect={"status": ("uploaded", "processing")})
 
 
-def inspect(path: str, filename: str) -> dict[str, Any]:
+def inspect(path: str, filename: str, told_as: str | None = None) -> dict[str, Any]:
     """What a file holds: whether it can be trained on, its format, rows read and left out, the first bad rows.
 
-    The JSON that a client is shown; every message names the row, not a path of this machine.
+    The JSON that a client is shown; every message names the row, not a path of this machine. ``told_as``: the format in
+    whose words the bad rows of a file of no format are told.
     """
     from preftune.core.errors import PreftuneError
     from preftune.data.pipeline import read_examples, read_prompts
@@ -103,12 +128,10 @@ def inspect(path: str, filename: str) -> dict[str, Any]:
         try:
             prompts = read_prompts(path)
         except PreftuneError:
-            return {"valid": False, "error": str(error).replace(path, filename), "error_type": "INVALID_FORMAT"}
+            refused = {"valid": False, "error": str(error).replace(path, filename), "error_type": "INVALID_FORMAT"}
+            return refused if told_as is None else {**refused, **_bad_rows(path, told_as)}
         return {"valid": True, "format": "prompts", "num_rows": len(prompts), "num_excluded": 0, "bad_rows": []}
-    bad = [
-        {"line": row.line, "reason": row.reason, "field": row.field, "message": row.detail}
-        for row in read.excluded[:MAX_REPORTED]
-    ]
+    bad = [_told(row) for row in read.excluded[:MAX_REPORTED]]
     report: dict[str, Any] = {
         "valid": bool(read.examples),
         "format": next(iter(read.formats.values()), ""),
@@ -124,6 +147,25 @@ def inspect(path: str, filename: str) -> dict[str, Any]:
             "error_type": "INVALID_FORMAT",
         }
     return report
+
+
+def _told(row: Any) -> dict[str, Any]:
+    return {"line": row.line, "reason": row.reason, "field": row.field, "message": row.detail}
+
+
+def _bad_rows(path: str, told_as: str) -> dict[str, Any]:
+    """The bad rows of a file, read as a format that it does not wholly have."""
+    from preftune.core.errors import PreftuneError
+    from preftune.data.pipeline import Reader
+
+    found: list[Any] = []
+    try:
+        for _ in Reader([path], format=told_as, on_excluded=found.append):
+            pass
+    except PreftuneError:
+        if not found:
+            return {}
+    return {"bad_rows": [_told(row) for row in found[:MAX_REPORTED]], "num_excluded": len(found)}
 
 
 def _kinds(examples: Iterable[Any]) -> dict[str, int]:

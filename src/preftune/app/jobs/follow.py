@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 from preftune.app.jobs.platform import event
 from preftune.core.files import read_json
-from preftune.store.records import Event, Job
+from preftune.store.records import Event, Job, Level
 
 EVENTS_AT_ONCE = 200
-_LEVELS = {"warning": "warn", "blocker": "error", "error": "error"}
+_LEVELS: dict[str, Level] = {"warning": "warn", "blocker": "error", "error": "error"}
+
+
+_SHOWN = {"step": ("loss", "loss"), "eval": ("eval_loss", "loss"), "probe": ("kl", "KL")}
+_WORDS = {"step": "step", "eval": "held out", "probe": "probe"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +47,29 @@ def follow(job: Job, run: Path) -> Told:
 
 def _metrics(job: Job, stage: Path, told: dict[str, int], progress: dict[str, Any], room: int) -> list[Event]:
     events: list[Event] = []
-    last = told.get(stage.name, 0)
-    evaluated = f"{stage.name}/eval"
     for row in _lines(stage / "metrics.jsonl"):
-        step = int(row.get("step", 0))
-        is_eval = any(key.startswith("eval_") for key in row)
-        if step <= told.get(evaluated if is_eval else stage.name, 0):
+        step, kind = int(row.get("step", 0)), _kind(row)
+        place = stage.name if kind == "step" else f"{stage.name}/{kind}"
+        if step <= told.get(place, 0 if kind == "step" else -1):
             continue
         if len(events) >= room:
             break
-        told[evaluated if is_eval else stage.name] = step
+        told[place] = step
         numbers = {key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"}
-        said = "held out" if is_eval else "step"
-        shown = numbers.get("eval_loss" if is_eval else "loss")
-        message = f"{stage.name.partition('-')[2]} {said} {step}" + ("" if shown is None else f": loss {shown:.4f}")
+        name, label = _SHOWN[kind]
+        shown = numbers.get(name)
+        message = f"{stage.name.partition('-')[2]} {_WORDS[kind]} {step}" + ("" if shown is None else f": {label} {shown:.4f}")
         events.append(event(job.id, job.project, "metrics", message, step=step, stage=stage.name, metrics=numbers))
-    if told.get(stage.name, 0) > last:
-        progress |= {"stage": stage.name, "step": told[stage.name], "metrics": dict(events[-1].data["metrics"])}
+        if kind == "step":
+            progress |= {"stage": stage.name, "step": step, "metrics": numbers}
     return events
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """What a line of metrics tells of: a training step, held-out rows, or completions sampled on the way."""
+    if any(key.startswith("eval_") for key in row):
+        return "eval"
+    return "step" if "loss" in row else "probe"
 
 
 def _checkpoints(job: Job, stage: Path, progress: dict[str, Any]) -> list[Event]:
@@ -79,9 +89,25 @@ def _notes(job: Job, path: Path, told: dict[str, int]) -> list[Event]:
     fresh = rows[told.get("notes", 0) :]
     told["notes"] = len(rows)
     return [
-        event(job.id, job.project, str(row["code"]), str(row["message"]), level=_LEVELS.get(str(row["level"]), "info"))  # type: ignore[arg-type]  # the mapping's values are levels
+        event(
+            job.id,
+            job.project,
+            str(row["code"]),
+            without_paths(str(row["message"])),
+            level=_LEVELS.get(str(row["level"]), "info"),
+        )
         for row in fresh
     ]
+
+
+def without_paths(text: str) -> str:
+    """The same words with file ids and job ids where they name places of this machine.
+
+    >>> without_paths("first /srv/artifacts/files/file-0123456789abcdef01234567-ab12.jsonl:3; see /srv/jobs/job-1/run/x.json")
+    'first file-0123456789abcdef01234567:3; see job-1/run/x.json'
+    """
+    named = re.sub(r"[^\s'\"]*/files/(file-[0-9a-f]{24})(?:-[0-9a-f]+)?(?:\.[a-z]+)*", r"\1", text)
+    return re.sub(r"[^\s'\"]*/jobs/((?:ft|job)-[0-9a-f-]+)", r"\1", named)
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:

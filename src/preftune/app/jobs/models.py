@@ -11,7 +11,7 @@ from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform, event
 from preftune.core.errors import UsageError
 from preftune.core.registry import suggest
 from preftune.store.base import Conflict, Query
-from preftune.store.records import File, Job, ModelVersion, new_id
+from preftune.store.records import File, Job, ModelVersion, Resource, new_id
 
 
 def add_base_model(platform: Platform, name: str, folder: str) -> ModelVersion:
@@ -28,18 +28,40 @@ def add_base_model(platform: Platform, name: str, folder: str) -> ModelVersion:
 def find_model(platform: Platform, project: str, name: str) -> ModelVersion:
     """The newest version of that name in the project, ``NAME:STEP`` of a checkpoint, or a base model that all may use.
 
+    A model's, a job's or an active deployment's id is a name too, and so is the name of Together's endpoint.
+
     Raises
-        UsageError: no such model; the message lists those that there are.
+        UsageError: no such model; the message lists those that there are. Or a deployment that is not active.
     """
     for query in (Query(project, {"name": name}, limit=1), Query(None, {"name": name, "form": "base"}, limit=1)):
         found = platform.store.page(ModelVersion, query).items
         if found:
             return found[0]
-    by_id = platform.store.get(ModelVersion, name, project)
+    by_id = platform.store.get(ModelVersion, name, project) or _stand_in(platform, project, name)
     if by_id is not None:
         return by_id
     names = sorted({model.name for model in list_models(platform, project)})
     raise UsageError(f"there is no model {name!r}: {suggest(name, names) if names else 'none is offered'}")
+
+
+def _stand_in(platform: Platform, project: str, name: str) -> ModelVersion | None:
+    """The model of a job, by the job's id, or of a deployment, by its id or its endpoint's name."""
+    job = platform.store.get(Job, name, project)
+    if job is not None:
+        if job.result.get("is_demoted"):
+            raise UsageError(f"the model of run {name!r} was demoted; promote it first")
+        made = platform.store.page(ModelVersion, Query(project, {"name": job.name, "job": job.id}, limit=1)).items
+        return made[0] if made else None
+    deployment = platform.store.get(Resource, name, project)
+    if deployment is None and "/" in name:
+        where = {"type": "together.deployment", "name": name}
+        found = platform.store.page(Resource, Query(project, where, limit=1)).items
+        deployment = found[0] if found else None
+    if deployment is None or "model" not in deployment.body or not deployment.type.endswith("deployment"):
+        return None
+    if not deployment.body.get("is_active"):
+        raise UsageError(f"deployment {name!r} is not active; promote it first")
+    return platform.store.get(ModelVersion, deployment.body["model"])
 
 
 def list_models(platform: Platform, project: str) -> Iterator[ModelVersion]:
@@ -50,6 +72,26 @@ def list_models(platform: Platform, project: str) -> Iterator[ModelVersion]:
     for model in platform.store.page(ModelVersion, Query(None, {"form": "base"}, limit=10_000)).items:
         if model.id not in seen:
             yield model
+
+
+def max_tokens_of(model: ModelVersion) -> int:
+    """The longest row, in tokens, that a model's configuration allows."""
+    from preftune.core.recipe import ModelConfig
+    from preftune.modeling.load import read_max_positions
+
+    return read_max_positions(ModelConfig(name=model.run))
+
+
+def num_bytes_of(model: ModelVersion) -> int:
+    """Bytes of a model's weights on this machine; 0 where its folder is not here."""
+    from preftune.core.errors import InputError
+    from preftune.modeling.load import model_path
+
+    try:
+        folder = Path(model_path(model.run))
+    except InputError:
+        return 0
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def resolve(platform: Platform, job: Job) -> dict[str, Any]:
@@ -119,12 +161,30 @@ def _file(platform: Platform, project: str, file_id: str) -> str:
     return str(platform.artifacts.local(file.artifact, platform.context.cache / "artifacts"))
 
 
-def _folder(platform: Platform, project: str, name: str) -> str:
+def start_of(platform: Platform, project: str, name: str) -> ModelVersion:
+    """The model that ``JOB``, ``JOB:STEP``, ``NAME`` or ``NAME:STEP`` names: what ``from_checkpoint`` takes.
+
+    The last step of a job is its final model.
+
+    Raises
+        UsageError: no such model, or the job has not made it yet.
+    """
     job_id, _, step = name.partition(":")
     job = platform.store.get(Job, job_id, project)
-    if job is not None:
-        return find_model(platform, project, f"{job.name}:{step}" if step else job.name).run
-    return find_model(platform, project, name).run
+    if job is None:
+        return find_model(platform, project, name)
+    if not step:
+        return find_model(platform, project, job.name)
+    made = platform.store.page(ModelVersion, Query(project, {"job": job.id}, limit=1000)).items
+    for model in made:
+        if str(model.step) == step:
+            return model
+    steps = ", ".join(str(model.step) for model in reversed(made)) or "none yet"
+    raise UsageError(f"job {job.id} has no checkpoint of step {step}; it has {steps}")
+
+
+def _folder(platform: Platform, project: str, name: str) -> str:
+    return start_of(platform, project, name).run
 
 
 def _form(folder: Path) -> Any:

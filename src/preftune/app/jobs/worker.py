@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.app.jobs import child, files, states
+from preftune.app.jobs import child, exports, files, states
+from preftune.app.jobs.exports import export_task, keep_archive
 from preftune.app.jobs.follow import follow, run_record
 from preftune.app.jobs.models import register_models, resolve
 from preftune.app.jobs.platform import Platform, event
@@ -33,7 +34,8 @@ from preftune.store.records import File, Job, now
 LEASE_SECONDS = 30.0
 TICK_SECONDS = 0.5
 STOP_SECONDS = 120.0
-MAX_VALIDATIONS = 2
+SLOTLESS = ("validate", "export")  # short work that takes no slot, so that nobody waits for a training to end
+MAX_SLOTLESS = 2
 MAX_SILENCE = 600.0
 
 log = logging.getLogger("preftune.worker")
@@ -117,8 +119,8 @@ class Worker:
     def _claim(self) -> bool:
         free = self._slots - sum(running.job.slots for running in self._running.values())
         work = ["train"] if free > 0 else []
-        if sum(running.job.work == "validate" for running in self._running.values()) < MAX_VALIDATIONS:
-            work.append("validate")
+        if sum(running.job.work in SLOTLESS for running in self._running.values()) < MAX_SLOTLESS:
+            work += SLOTLESS
         job = self.platform.store.claim(self.name, work=work, slots=max(0, free), lost=self._lost()) if work else None
         if job is None:
             return False
@@ -162,6 +164,8 @@ class Worker:
                 raise PreftuneError(f"file {job.files[0]!r} was deleted")
             path = self.platform.artifacts.local(file.artifact, cache / "artifacts")
             return {"work": "validate", "path": str(path), "filename": file.filename}
+        if job.work == "export":
+            return export_task(self.platform, job)
         recipe = resolve(self.platform, job)
         return {"work": job.work, "recipe": recipe, "cache": str(cache), "state": str(self.platform.context.state)}
 
@@ -232,6 +236,11 @@ class Worker:
         if job.work == "validate":
             files.apply_report(self.platform, job.files[0], read_json(folder / child.REPORT))
             self._end(job, {"status": "succeeded", "finished_at": now()}, "succeeded", "the file was validated")
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        if job.work == "export":
+            keep_archive(self.platform, job, folder / exports.ARCHIVE)
+            self._end(job, {"status": "succeeded", "finished_at": now()}, "succeeded", "the model was packed")
             shutil.rmtree(folder, ignore_errors=True)
             return
         job = self.platform.store.write_as_worker(job, {"status": "exporting"})

@@ -23,5 +23,5 @@ def served_model(platform: Platform, project: str, name: str) -> ModelVersion:
     if job is not None and job.status != "succeeded":
         raise UsageError(f"job {job_id} is {job.status}; its model can be asked once it has succeeded")
     if job is not None:
-        return find_model(platform, project, f"{job.name}:{step}" if step else job.name)
+        return find_model(platform, project, f"{job.name}:{step}" if step else job.id)
     return find_model(platform, project, name)

@@ -25,7 +25,7 @@ job = client.fine_tuning.jobs.create(
     metadata={"team": method}, extra_body={"preftune": {"checkpoints": 2, "max_steps": 4, "tokens_per_pack": 1024}},
 )  # fmt: skip
 seen = {job.status}
-deadline = time.time() + 300
+deadline = time.time() + 900
 while job.status not in ("succeeded", "failed", "cancelled"):
     assert time.time() < deadline, job
     time.sleep(0.3)

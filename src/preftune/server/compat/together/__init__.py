@@ -1,0 +1,7 @@
+"""Together's dialect: SDK and command line."""
+
+from __future__ import annotations
+
+from preftune.server.compat.together import account, endpoints, files, jobs, outputs, registry
+
+routers = (account.router, files.router, outputs.router, jobs.router, registry.router, endpoints.router)

@@ -1,0 +1,113 @@
+"""Together's own package, in strict mode, through whole fine-tuning jobs. Prints one JSON line."""
+
+import io
+import json
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import together
+
+pairs, stories, more = map(Path, sys.argv[1:])
+client = together.Together(_strict_response_validation=True)
+
+
+def processed(file):
+    deadline = time.time() + 60
+    while file.processing_status in {"QUEUED", "RUNNING", "PENDING"}:
+        assert time.time() < deadline, file
+        time.sleep(0.2)
+        file = client.files.retrieve(file.id)
+    return file
+
+
+def finished(job):
+    deadline = time.time() + 900
+    while job.status not in {"completed", "error", "cancelled"}:
+        assert time.time() < deadline, job
+        time.sleep(0.3)
+        job = client.fine_tuning.retrieve(job.id)
+    assert job.status == "completed", [event.message for event in job.events or []]
+    return job
+
+
+def names_of(content):
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return sorted(tar.getnames()), {
+            one: tar.extractfile(one).read().decode() for one in tar.getnames() if one == "adapter_config.json"
+        }
+
+
+# files: the redirect, the same bytes again, what the server found in them
+file = processed(client.files.upload(pairs, purpose="fine-tune"))
+assert file.processing_status == "COMPLETED", file
+assert file.validation_report.valid
+again = client.files.upload(pairs, purpose="fine-tune")
+assert client.files.content(file.id).read() == pairs.read_bytes()
+held_out = client.files.upload(more, purpose="fine-tune")
+sft = processed(client.files.upload(stories, purpose="fine-tune"))
+assert {file.id, sft.id} <= {one.id for one in client.files.list().data}
+
+common = {"model": "starter", "batch_size": 4, "n_epochs": 1, "suffix": "together", "random_seed": 42}
+dpo = finished(
+    client.fine_tuning.create(
+        training_file=file.id, validation_file=held_out.id, training_method="dpo", dpo_beta=0.95, rpo_alpha=0.5,
+        dpo_normalize_logratios_by_length=True, lora=True, lora_r=4, n_checkpoints=2, n_evals=2, learning_rate=1e-4,
+        lr_scheduler_type="cosine", min_lr_ratio=0.1, scheduler_num_cycles=0.5, warmup_ratio=0.25, weight_decay=0.01,
+        max_seq_length=512, wandb_api_key="wandb-secret-0123", wandb_project_name="mine", **common,
+    )
+)  # fmt: skip
+events = client.fine_tuning.list_events(dpo.id).data
+checkpoints = client.fine_tuning.list_checkpoints(dpo.id).data
+metrics = client.fine_tuning.list_metrics(dpo.id, resolution=3).metrics
+adapter, configs = names_of(client.fine_tuning.content(ft_id=dpo.id, checkpoint="adapter").read())
+merged, _ = names_of(client.fine_tuning.content(ft_id=dpo.id, checkpoint="merged", checkpoint_step=2).read())
+
+# a checkpoint of that job is where full training without a reference goes on; and a job that is cancelled and deleted
+full = finished(
+    client.fine_tuning.create(
+        training_file=sft.id, training_method="sft", model="starter", batch_size=4, lora=False, suffix="full", n_checkpoints=1
+    )
+)
+whole, _ = names_of(client.fine_tuning.content(ft_id=full.id, checkpoint="model_output_path").read())
+simpo = finished(
+    client.fine_tuning.create(
+        training_file=file.id, training_method="dpo", simpo_gamma=0.5, dpo_beta=2.0, from_checkpoint=f"{dpo.id}:2", batch_size=8
+    )
+)
+doomed = client.fine_tuning.create(training_file=sft.id, model="starter", n_epochs=500, batch_size=4)
+doomed = client.fine_tuning.cancel(doomed.id)
+cancelled = {doomed.status}
+deadline = time.time() + 60
+while doomed.status != "cancelled":
+    assert time.time() < deadline
+    time.sleep(0.3)
+    doomed = client.fine_tuning.retrieve(doomed.id)
+client.fine_tuning.delete(doomed.id)
+listed = [one.id for one in client.fine_tuning.list().data]
+try:
+    client.fine_tuning.create(training_file="file-nope", model="starter")
+except together.NotFoundError as error:
+    refused = error.body["error"]["message"]
+client.files.delete(sft.id)
+print(
+    json.dumps(
+        {
+            "file": file.to_dict(),
+            "again": again.id,
+            "dpo": dpo.to_dict(mode="json"),
+            "events": [[event.type, event.level, event.message, event.created_at] for event in events],
+            "checkpoints": [[one.step, one.checkpoint_type, one.path, one.checkpoint] for one in checkpoints],
+            "metrics": metrics,
+            "archives": [adapter, merged, whole],
+            "base": json.loads(configs["adapter_config.json"])["base_model_name_or_path"],
+            "full": full.to_dict(mode="json"),
+            "simpo": simpo.to_dict(mode="json"),
+            "listed": listed,
+            "doomed": doomed.id,
+            "refused": refused,
+            "whoami": client.whoami().project.id,
+        }
+    )
+)
