@@ -35,7 +35,8 @@ class Thresholds:
         min_pairs, min_steps: what a rule over pairs or steps needs to say anything.
         accuracy, grad_share: saturation: accuracy of the last steps, and their gradient norm over that of the first ones.
         margin_growth: of the second half of the last steps over their first half. dead_margin: against a reference, a mean
-            margin that is as good as none.
+            margin that is as good as none, where the log-ratios are less than dead_nats apart too (a beta of 1e-3, as SPPO has
+            it, makes small margins of large differences).
         entropy_low, entropy_high, distinct: of the probe over the start's; distinct_sft: the same while imitating.
         eos_fall: share of completions that no longer end by themselves.
     """
@@ -50,6 +51,7 @@ class Thresholds:
     grad_share: float = 0.1
     margin_growth: float = 1.005
     dead_margin: float = 0.01
+    dead_nats: float = 0.1
     entropy_low: float = 0.6
     entropy_high: float = 1.5
     distinct: float = 0.8
@@ -220,7 +222,9 @@ def no_learning(history: History) -> Alert | None:
         return None
     noise = 2 * math.sqrt(0.25 / num_pairs)
     margin = history.mean("rewards/margins", rows) or 0.0
-    is_dead = "logps/chosen_change" in rows[-1] and abs(margin) < limits.dead_margin
+    changes = [history.mean(f"logps/{side}_change", rows) for side in ("chosen", "rejected")]
+    apart = None if changes[0] is None or changes[1] is None else abs(changes[0] - changes[1])
+    is_dead = apart is not None and abs(margin) < limits.dead_margin and apart < limits.dead_nats
     if accuracy > 0.5 + noise and not is_dead:
         return None
     return Alert(

@@ -77,6 +77,17 @@ def test_no_learning(tmp_path, tiny_model):
     assert list(found) == ["no_learning"]
 
 
+@pytest.mark.parametrize(("apart", "said"), [(0.05, True), (5.0, False)])
+def test_a_small_beta_makes_small_margins_of_large_differences(apart, said):
+    """SPPO's beta of 1e-3 makes a margin of 0.005 of 5 nats: that run learns, one of 0.05 nats does not."""
+    diagnosis = Diagnosis("pairs", 30, 8)
+    row = {"rewards/margins": 1e-3 * apart, "rewards/accuracies": 0.8, "logps/chosen_change": apart, "logps/rejected_change": 0.0}
+    for step in range(1, 31):
+        diagnosis.see({"step": step, "loss": 0.5, **row})
+    found = [note.code for note in diagnosis.see({"step": 30, "eval_loss": 0.5})]
+    assert ("no_learning" in found) is said
+
+
 def test_collapse(tmp_path, tiny_model):
     found = alerts_of(tmp_path, tiny_model, nearly_the_same(32), lr=1e-2, epochs=6.0)
     assert "no longer writes as it did at the start" in found["collapse"]

@@ -280,7 +280,7 @@ CASES = (
         "odpo",
         lambda m, e, row, o: (1 - e) * nls(m - offset(row, o)) + e * nls(-m - offset(row, o)),
         lambda m, e, row, o: -(1 - e) * expit(offset(row, o) - m) + e * expit(m + offset(row, o)),
-        ({"beta": 0.1, "alpha": 1.0, "scaling": "linear"}, {"beta": 0.3, "alpha": 0.7, "scaling": "log"}),
+        ({"beta": 0.1, "alpha": 0.8, "scaling": "linear"}, {"beta": 0.3, "alpha": 0.7, "scaling": "log"}),
         (*BETAS, {"alpha": -1}, {"scaling": "square"}),
     ),
     margin_case(
