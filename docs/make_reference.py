@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from preftune.core import recipe as recipes
 from preftune.core.findings import FINDINGS
+from preftune.core.memory import MemoryOptions
 from preftune.maths.losses.base import losses
 
 TARGET = Path(__file__).with_name("recipe.md")
@@ -19,6 +20,7 @@ SECTIONS = (
     recipes.Recipe,
     recipes.ModelConfig,
     recipes.StageConfig,
+    MemoryOptions,
     recipes.LoraConfig,
     recipes.GenerateConfig,
     recipes.GuardsConfig,
@@ -91,9 +93,10 @@ def table(section: type[recipes.Section]) -> str:
         "| key | type | default |",
         "|---|---|---|",
     ]
-    for name, field in section.model_fields.items():
-        annotation = section.__annotations__[name]
-        hint = typing.get_type_hints(section, include_extras=True)[name] if isinstance(annotation, str) else annotation
+    hints = typing.get_type_hints(section, include_extras=True)
+    own = [name for name in section.__annotations__ if name in section.model_fields]
+    for name in own:
+        field, hint = section.model_fields[name], hints[name]
         default = "required" if field.is_required() else field.get_default(call_default_factory=True)
         shown = default if isinstance(default, str) and default == "required" else f"`{_plain(default)}`"
         lines.append(f"| `{name}` | {words(hint)} | {shown} |")

@@ -1,4 +1,4 @@
-"""Find the setting that fits into memory: smaller packs, checkpointing, bfloat16, adapters, in that order."""
+"""Find the setting that fits into memory: smaller packs, checkpointing, bfloat16, offloading, adapters, in that order."""
 
 from __future__ import annotations
 
@@ -145,6 +145,8 @@ def read_size(text: str) -> int:
 
 def _ladder(task: ProbeTask) -> Iterator[dict[str, Any]]:
     """The changes to try, one after the other: packs are halved down to the longest example."""
+    from preftune.training.devices import choose_device
+
     yield {}
     stages = task.recipe.stages
     longest = max(one.num_tokens for train, select in task.data for one in (*train, *select))
@@ -154,10 +156,12 @@ def _ladder(task: ProbeTask) -> Iterator[dict[str, Any]]:
         yield {"tokens_per_pack": tokens}
     if tokens > longest:
         yield {"tokens_per_pack": longest}
-    if not all(config.gradient_checkpointing for config in stages):
-        yield {"gradient_checkpointing": True}
+    if not all(config.gradient_checkpointing == "on" for config in stages):
+        yield {"gradient_checkpointing": "on"}
     if task.recipe.model.dtype != "bfloat16":
         yield {"model.dtype": "bfloat16"}
+    if all(config.activation_offloading == "off" for config in stages):
+        yield {"activation_offloading": "host" if choose_device().type == "cuda" else "disk"}
     if any(config.adapter == "full" for config in stages):
         yield {"adapter": "lora"}
 

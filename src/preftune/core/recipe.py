@@ -8,23 +8,16 @@ level are defaults for every stage. Nothing named in a recipe is imported or exe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from preftune.core.errors import RecipeError
+from preftune.core.memory import MemoryOptions
 from preftune.core.registry import suggest
 from preftune.core.rounds import GENERATE, fill_previous, generate_stage, write_rounds
-
-Positive: TypeAlias = Annotated[int, Gt(0)]
-Share: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A frozen part of a recipe; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from preftune.core.section import Positive, Section, Share
 
 
 class ModelConfig(Section):
@@ -114,7 +107,7 @@ def _on_or_off(value: Any) -> Any:
     return {} if value is True or value == "on" else value
 
 
-class StageConfig(Section):
+class StageConfig(MemoryOptions):
     """One stage: a method on a model and data.
 
     method names a loss (``sft``, ``dpo`` ...); ``loss`` holds its options. from_checkpoint: a run, ``RUN@STEP`` or a
@@ -125,6 +118,7 @@ class StageConfig(Section):
     of the ``last`` step, or of the ``best`` evaluation on ``select`` by the metric of ``early_stopping`` (``eval_loss``).
     probe: ``off`` samples nothing. distributed: under torchrun each process holds the model (``ddp``) or its part of every
     weight, gradient and moment (``fsdp2``); ``auto`` takes fsdp2 for full fine-tuning and models that fill half of a device.
+    What is kept in memory: gradient_checkpointing and activation_offloading (see MemoryOptions).
     method ``generate`` makes pairs instead (see GenerateConfig, whose keys may stand beside it); ``round`` is written by
     ``rounds``.
     """
@@ -157,7 +151,6 @@ class StageConfig(Section):
     early_stopping: EarlyStoppingConfig | None = None
     probe: Annotated[ProbeConfig | None, BeforeValidator(_on_or_off)] = ProbeConfig()
     shared_prefix: Literal["auto", "off"] = "auto"
-    gradient_checkpointing: bool = False
     deterministic: bool = True
     distributed: Literal["auto", "ddp", "fsdp2"] = "auto"
     generate: GenerateConfig | None = None

@@ -9,7 +9,7 @@ The first token of every completion is predicted from the last prompt position. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,19 @@ def pack_of(examples: Sequence[TokenisedExample]) -> Pack:
         tuple(groups),
         *(np.asarray(values, dtype=np.int64) for values in (ids, positions, rows, targets, segments, num_tokens)),
     )
+
+
+def cropped(example: TokenisedExample, num_tokens: int) -> TokenisedExample:
+    """An example of at most about ``num_tokens``: the end of its prompt and the beginning of each completion.
+
+    Completions keep half of the tokens together and at least one each. An example that fits is returned as it is.
+    """
+    if example.num_tokens <= num_tokens:
+        return example
+    each = max(1, num_tokens // 2 // len(example.completions))
+    completions = tuple(replace(one, ids=one.ids[:each], scored=one.scored[:each]) for one in example.completions)
+    rest = max(1, num_tokens - sum(len(one.ids) for one in completions))
+    return replace(example, prompt_ids=example.prompt_ids[-rest:], completions=completions)
 
 
 def bins_of(examples: Iterable[TokenisedExample], tokens_per_pack: int) -> list[list[TokenisedExample]]:

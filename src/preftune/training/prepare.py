@@ -19,7 +19,7 @@ from preftune.core.records import TokenisedExample
 from preftune.data.pack import Pack
 from preftune.maths.losses.base import DataAwareLoss, Loss, losses
 from preftune.modeling.adapters import add_lora, trainable_parameters
-from preftune.modeling.forward import Entry, Scorer, checkpoint_activations
+from preftune.modeling.forward import Entry, Scorer
 from preftune.modeling.lineage import is_adapter_enough
 from preftune.modeling.reference import weights_digest
 from preftune.training.devices import choose_device, set_threads
@@ -30,6 +30,7 @@ from preftune.training.order import Order
 from preftune.training.probe import Probe, make_probe
 from preftune.training.ranks import ALONE, Ranks
 from preftune.training.reference import Reference, score_reference
+from preftune.training.saving import save_memory
 from preftune.training.sharing_out import Sizes, check_distributed, facts_of, spread_kind
 from preftune.training.spread import ONE, Spread, spread_over
 from preftune.training.state import StagePlan
@@ -73,6 +74,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
     model, scorer, spread, weights = _placed(stage, device, needs_weights=loss.needs_reference)
     if not scorer.is_shared and config.shared_prefix == "auto":
         sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
+    saving = save_memory(stage, scorer, sink)
     order = Order(len(stage.train), config.pairs_per_step, stage.seed, config.shuffle)
     num_steps = num_steps_of(config, len(stage.train))
     select_packs = list(packs_of(stage.select, config.tokens_per_pack, ranks))
@@ -111,6 +113,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         "probe_copy_bytes": 0 if probe is None else probe.start.num_bytes,
         **gaps,
         **facts_of(ranks.launch, spread.kind),
+        **saving,
     }
     return Trainee(
         model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, spread, probe, probes, facts
@@ -131,8 +134,6 @@ def _placed(stage: StagePlan, device: torch.device, *, needs_weights: bool) -> t
         model.to(device)
     if config.adapter == "lora":
         model = add_lora(model, config.lora, stage.seed)
-    if config.gradient_checkpointing:
-        checkpoint_activations(model)
     shared: Literal["auto"] | bool = "auto" if config.shared_prefix == "auto" else False
     if kind == "one":
         return model, Scorer(model, shared=shared), ONE, None

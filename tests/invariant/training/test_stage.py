@@ -126,7 +126,11 @@ def test_tokens_per_pack_changes_nothing_but_rounding(tmp_path, tiny_model):
 
 def test_gradient_checkpointing_changes_nothing(tmp_path, tiny_model):
     for folder, is_on in (("off", False), ("on", True)):
-        run_stage(make_plan(tmp_path, tiny_model, folder=folder, lora=PLAIN, gradient_checkpointing=is_on, max_steps=4))
+        run_stage(
+            make_plan(
+                tmp_path, tiny_model, folder=folder, lora=PLAIN, gradient_checkpointing="on" if is_on else "off", max_steps=4
+            )
+        )
     assert losses_of(tmp_path / "on") == pytest.approx(losses_of(tmp_path / "off"), abs=1e-6)
 
 

@@ -174,6 +174,7 @@ def test_a_rehearsal_that_fails_says_how(recipe, place, tmp_path):
 
 def test_what_fits_is_proposed_and_written(recipe, place, tmp_path, monkeypatch):
     peaks = {"": 900, "tokens_per_pack": 700, "gradient_checkpointing": 600, "model.dtype": 650, "adapter": 300}
+    peaks["activation_offloading"] = 550
     monkeypatch.setattr(fix, "_peak", lambda task: peaks[_last(task.recipe)])
     given = recipe(tokens_per_pack=700)
     found = fix.propose(given, 1000, context=place)
@@ -181,9 +182,17 @@ def test_what_fits_is_proposed_and_written(recipe, place, tmp_path, monkeypatch)
     found = fix.propose(given, 700, tmp_path / "fits.yaml", context=place)
     assert set(found.trials[-1].changes) == {"tokens_per_pack", "gradient_checkpointing"}
     (stage,) = load_recipe(tmp_path / "fits.yaml").stages
-    assert (stage.gradient_checkpointing, stage.tokens_per_pack < 700) == (True, True)
+    assert (stage.gradient_checkpointing, stage.tokens_per_pack < 700) == ("on", True)
+    found = fix.propose(given, 620, tmp_path / "offloaded.yaml", context=place)
+    assert set(found.trials[-1].changes) == {"tokens_per_pack", "gradient_checkpointing", "activation_offloading"}
+    assert load_recipe(tmp_path / "offloaded.yaml").stages[0].activation_offloading == "disk"
     found = fix.propose(given, 400, context=place)
-    assert set(found.trials[-1].changes) == {"tokens_per_pack", "gradient_checkpointing", "adapter"}, "bfloat16 did not help"
+    assert set(found.trials[-1].changes) == {
+        "tokens_per_pack",
+        "gradient_checkpointing",
+        "activation_offloading",
+        "adapter",
+    }, "bfloat16 did not help"
     found = fix.propose(given, 200, tmp_path / "never.yaml", context=place)
     assert (found.fits, (tmp_path / "never.yaml").exists()) == (False, False)
 
@@ -193,9 +202,11 @@ def _last(recipe):
     (stage,) = recipe.stages
     if stage.adapter == "lora":
         return "adapter"
+    if stage.activation_offloading != "off":
+        return "activation_offloading"
     if recipe.model.dtype == "bfloat16":
         return "model.dtype"
-    if stage.gradient_checkpointing:
+    if stage.gradient_checkpointing == "on":
         return "gradient_checkpointing"
     return "" if stage.tokens_per_pack == 700 else "tokens_per_pack"
 
