@@ -81,7 +81,7 @@ class DiskFile:
     def write(self, tensor: Tensor) -> _OnDisk:
         """Append a tensor, from the CPU."""
         at = self._end
-        raw = memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        raw = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
         self._end += len(raw)
         written = 0
         while written < len(raw):
@@ -91,7 +91,7 @@ class DiskFile:
     def read(self, at: int, count: int) -> Tensor:
         """``count`` bytes from a place."""
         found = np.empty(count, dtype=np.uint8)
-        view, done = memoryview(found), 0
+        view, done = found.data, 0
         while done < count:
             got = os.preadv(self._file.fileno(), [view[done:]], at + done)
             if got == 0:
