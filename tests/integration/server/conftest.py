@@ -24,6 +24,18 @@ class Served:
     def __init__(self, url, home):
         self.url, self.home, self.key = url, home, KEY
 
+    def send(self, path, method, data, headers=None):
+        """(status, JSON, headers) of a request with a body of bytes."""
+        request = urllib.request.Request(self.url + path, data, method=method)
+        for name, value in {"Authorization": f"Bearer {self.key}", **(headers or {})}.items():
+            request.add_header(name, value)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.loads(answer.read()), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read()), dict(error.headers)
+
     def ask(self, path, method="GET", body=None, key=KEY, headers=None):
         """(status, JSON, headers) of a request."""
         data = None if body is None else json.dumps(body).encode()
@@ -41,9 +53,8 @@ class Served:
                 return error.code, json.loads(error.read()), dict(error.headers)
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    home = tmp_path_factory.mktemp("served")
+def serve(home, *options):
+    """A server until the generator goes on."""
     keep = {key: value for key, value in os.environ.items() if not key.startswith("PREFTUNE_")}
     environment = {
         **keep, "PREFTUNE_HOME": str(home / "state"), "PREFTUNE_CACHE": str(home / "cache"), "PREFTUNE_API_KEY": KEY,
@@ -51,16 +62,33 @@ def served(tmp_path_factory):
     }  # fmt: skip
     with (home / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "preftune", "serve", "--port", "0"], env=environment, cwd=home, stdout=log, stderr=log
+            [sys.executable, "-m", "preftune", "serve", "--port", "0", *options],
+            env=environment,
+            cwd=home,
+            stdout=log,
+            stderr=log,
         )
-    deadline = time.monotonic() + 60
-    while not (found := re.search(r"listening on (http://\S+)", (home / "log.txt").read_text())):
-        assert process.poll() is None, (home / "log.txt").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield Served(found.group(1), home)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) in {0, -signal.SIGTERM}, (home / "log.txt").read_text()
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"listening on (http://\S+)", (home / "log.txt").read_text())):
+            assert process.poll() is None, (home / "log.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield Served(found.group(1), home)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in {0, -signal.SIGTERM}, (home / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    yield from serve(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture
+def reaching(tmp_path_factory):
+    """A server whose operator lets users' URLs reach this machine."""
+    yield from serve(tmp_path_factory.mktemp("reaching"), "--allow-url", "127.0.0.1")
 
 
 @pytest.fixture

@@ -66,6 +66,11 @@ def _do(folder: Path, task: dict[str, Any]) -> None:
 
         pack(task, folder)
         return
+    if task["work"] == "evaluate":
+        from preftune.app.grading.run import run as judge_rows
+
+        judge_rows(task, folder)
+        return
     from preftune.app.context import Context
     from preftune.app.recipes import make_recipe
     from preftune.app.runs import RUN_FILE

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.app.jobs import child, exports, files, states
+from preftune.app.grading import run as grading
+from preftune.app.jobs import child, evaluations, exports, files, states
 from preftune.app.jobs.exports import export_task, keep_archive
 from preftune.app.jobs.follow import follow, run_record
 from preftune.app.jobs.models import register_models, resolve
@@ -118,7 +119,7 @@ class Worker:
 
     def _claim(self) -> bool:
         free = self._slots - sum(running.job.slots for running in self._running.values())
-        work = ["train"] if free > 0 else []
+        work = ["train", "evaluate"] if free > 0 else []
         if sum(running.job.work in SLOTLESS for running in self._running.values()) < MAX_SLOTLESS:
             work += SLOTLESS
         job = self.platform.store.claim(self.name, work=work, slots=max(0, free), lost=self._lost()) if work else None
@@ -152,6 +153,7 @@ class Worker:
             process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, and a folder that we named
                 [sys.executable, "-m", "preftune.app.jobs.child", str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **evaluations.environment_of(self.platform, job)},
             )  # fmt: skip
         said = event(job.id, job.project, "started", f"attempt {job.attempt} began on {self.name}", attempt=job.attempt)
         self._running[job.id] = Running(self.platform.store.write_as_worker(job, {}, [said]), process, time.monotonic())
@@ -166,6 +168,8 @@ class Worker:
             return {"work": "validate", "path": str(path), "filename": file.filename}
         if job.work == "export":
             return export_task(self.platform, job)
+        if job.work == "evaluate":
+            return evaluations.evaluation_task(self.platform, job)
         recipe = resolve(self.platform, job)
         return {"work": job.work, "recipe": recipe, "cache": str(cache), "state": str(self.platform.context.state)}
 
@@ -242,6 +246,11 @@ class Worker:
             keep_archive(self.platform, job, folder / exports.ARCHIVE)
             self._end(job, {"status": "succeeded", "finished_at": now()}, "succeeded", "the model was packed")
             shutil.rmtree(folder, ignore_errors=True)
+            return
+        if job.work == "evaluate":
+            report = read_json(folder / child.REPORT)
+            result = evaluations.keep_result(self.platform, job, folder / grading.ROWS, report)
+            self._end(job, {"status": "succeeded", "result": result, "finished_at": now()}, "succeeded", "the rows were judged")
             return
         job = self.platform.store.write_as_worker(job, {"status": "exporting"})
         models = register_models(self.platform, job, folder / child.RUN)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from preftune.server.compat.openai import jobs, models, uploads
+from preftune.server.compat.openai import evals, jobs, models, uploads
 
-routers = (uploads.router, jobs.router, models.router)
+routers = (evals.router, uploads.router, jobs.router, models.router)

@@ -99,7 +99,7 @@ def create_job(request: Request, caller: CallerOf, body: JobRequest) -> dict[str
     own = method.dpo if name == "dpo" else method.supervised
     hyper = (body.hyperparameters if own is None else own.hyperparameters) or Hyperparameters()
     wanted = Wanted(
-        "openai", body.model, (body.training_file,), body.model_dump(exclude_none=True), _stage(name, hyper), {},
+        "openai", body.model, (body.training_file,), body.model_dump(exclude_none=True), _stage(name, hyper, body.preftune), {},
         body.preftune, body.validation_file, body.suffix or "", body.seed or 0, None, body.metadata or {},
         request.headers.get("idempotency-key"),
     )  # fmt: skip
@@ -110,7 +110,7 @@ def create_job(request: Request, caller: CallerOf, body: JobRequest) -> dict[str
     return job_object(create(platform_of(request), caller, wanted))
 
 
-def _stage(method: str, hyper: Hyperparameters) -> dict[str, Any]:
+def _stage(method: str, hyper: Hyperparameters, extra: dict[str, Any]) -> dict[str, Any]:
     stage: dict[str, Any] = {"method": method, "adapter": "lora"}
     if method == "dpo" and isinstance(hyper.beta, float):
         stage["loss"] = {"beta": hyper.beta}
@@ -119,7 +119,8 @@ def _stage(method: str, hyper: Hyperparameters) -> dict[str, Any]:
     if isinstance(hyper.n_epochs, int):
         stage["epochs"] = hyper.n_epochs
     if isinstance(hyper.learning_rate_multiplier, float):
-        stage["lr"] = base_lr(method, "lora") * hyper.learning_rate_multiplier
+        adapter = "full" if extra.get("adapter") == "full" else "lora"
+        stage["lr"] = base_lr(str(extra.get("method", method)), adapter) * hyper.learning_rate_multiplier
     return stage
 
 

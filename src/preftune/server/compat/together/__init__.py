@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from preftune.server.compat.together import account, endpoints, files, jobs, outputs, registry
+from preftune.server.compat.together import account, endpoints, evaluation, files, jobs, outputs, registry
 
-routers = (account.router, files.router, outputs.router, jobs.router, registry.router, endpoints.router)
+routers = (account.router, files.router, outputs.router, jobs.router, registry.router, endpoints.router, evaluation.router)

@@ -127,6 +127,22 @@ def delete_endpoint(request: Request, caller: CallerOf, project_id: str, endpoin
     return {}
 
 
+@router.get("/endpoints/{endpoint_id}/abExperiments")
+@router.get("/endpoints/{endpoint_id}/shadowExperiments")
+def list_experiments(request: Request, caller: CallerOf, project_id: str, endpoint_id: str) -> dict[str, Any]:
+    """None, and there cannot be any: an endpoint stands for one model. The command line asks before it shows an endpoint."""
+    check_project(request, caller, project_id)
+    _found(request, caller, ENDPOINT, endpoint_id)
+    return {"data": [], "next_cursor": None, "object": "list"}
+
+
+@router.get("/endpoints/{endpoint_id}/deployments/{deployment_id}/adapters")
+def list_adapters(request: Request, caller: CallerOf, project_id: str, endpoint_id: str, deployment_id: str) -> dict[str, Any]:
+    """None beside the deployment's own model: adapters are models here, and each answers by its name."""
+    _own(request, caller, project_id, endpoint_id, deployment_id)
+    return {"data": [], "next_cursor": None, "object": "list"}
+
+
 @router.get("/endpoints/{endpoint_id}/deployments")
 def list_deployments(request: Request, caller: CallerOf, project_id: str, endpoint_id: str) -> dict[str, Any]:
     """Deployments of an endpoint."""
@@ -250,7 +266,10 @@ def _summary(request: Request, found: Resource) -> dict[str, Any]:
     shown = _deployment(request, found)
     kept = ("id", "autoscaling", "createdAt", "model", "modelId", "name", "trafficMode", "hardware")
     share = 1.0 if found.body["is_active"] else 0.0
-    return {**{key: shown[key] for key in kept}, "estimatedEffectiveTrafficShare": share, "state": _state(found)}
+    replicas = {"desiredReplicas": found.body["replicas"]["maxReplicas"], "readyReplicas": shown["status"]["readyReplicas"]}
+    return {
+        **{key: shown[key] for key in kept}, **replicas, "estimatedEffectiveTrafficShare": share, "state": _state(found),
+    }  # fmt: skip
 
 
 def _deployment(request: Request, found: Resource) -> dict[str, Any]:

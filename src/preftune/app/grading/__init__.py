@@ -1,0 +1,1 @@
+"""Evaluations of rows: answers compared, scored, classified or checked by graders and judges."""
