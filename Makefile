@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version
 SOAK_SECONDS ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check lint types unit peer clients s3 packages bench soak wheel clean
+.PHONY: help setup demo test check lint types unit peer clients s3 trackers packages bench soak wheel clean
 
 help:
 	@echo "make demo    set up, then align the embedded starter model and print the verdict (about 5 minutes)"
@@ -32,7 +32,7 @@ demo: setup
 	$(BIN)/preftune demo
 
 # two processes of one thread: the suite waits more for process starts than for products of matrices
-test: setup packages peer clients s3
+test: setup packages peer clients s3 trackers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -58,6 +58,10 @@ packages:
 # the clients that the server's tests drive
 clients: setup
 	bash bench/environments/make.sh clients
+
+# the trackers that the sinks' tests write to and read back
+trackers: setup
+	bash bench/environments/make.sh tracking
 
 bench: setup peer
 	$(BIN)/python bench/run.py

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from preftune.core import recipe as recipes
+from preftune.core import references, tracking
 from preftune.core.findings import FINDINGS
 from preftune.core.memory import MemoryOptions
 from preftune.maths.losses.base import losses
@@ -21,6 +22,8 @@ SECTIONS = (
     recipes.ModelConfig,
     recipes.StageConfig,
     MemoryOptions,
+    references.ReferenceConfig,
+    references.SyncConfig,
     recipes.LoraConfig,
     recipes.GenerateConfig,
     recipes.GuardsConfig,
@@ -29,6 +32,7 @@ SECTIONS = (
     recipes.DataConfig,
     recipes.EvaluationConfig,
     recipes.DecodingConfig,
+    tracking.TrackingConfig,
 )
 
 HEAD = """# The recipe

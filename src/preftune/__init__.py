@@ -20,11 +20,13 @@ from preftune.core.version import __version__
 if TYPE_CHECKING:
     from preftune.app.evaluate import EvaluationResult
     from preftune.app.hooks import Callback
+    from preftune.app.reference import ReferenceResult
     from preftune.app.train import TrainResult
     from preftune.core.events import EventSink
+    from preftune.core.recipe import Recipe
     from preftune.data.pipeline import ReadResult
 
-__all__ = ["Stop", "__version__", "evaluate", "read", "train"]
+__all__ = ["Stop", "__version__", "evaluate", "read", "reference", "train"]
 
 
 def read(
@@ -68,29 +70,38 @@ def train(
         Blocked: preflight refuses; ``findings`` says what and the way out.
     """
     from dataclasses import replace
-    from pathlib import Path
 
     from preftune.app.context import Context
     from preftune.app.hooks import Hooks
-    from preftune.app.recipes import make_recipe, read_mapping
     from preftune.app.train import train as train_recipe
     from preftune.core.events import ignore
 
-    given: dict[str, Any] = {}
-    folder = Path.cwd()
-    if isinstance(recipe, Mapping):
-        given = dict(recipe)
-    elif recipe is not None:
-        given, folder = read_mapping(Path(recipe)), Path(recipe).resolve().parent
-        given.setdefault("name", Path(recipe).stem)
     if isinstance(loss, Mapping):
         keys["loss"], loss = loss, None
-    made = make_recipe({**given, **keys}, folder)
+    made = _recipe(recipe, keys)
     hooks = Hooks(loss, callbacks)
     for stage in made.stages:
         if stage.kind == "train":
             hooks.loss_for(stage)
     return train_recipe(made, sink or ignore, replace(Context.from_environment(), hooks=hooks))
+
+
+def reference(
+    recipe: str | PathLike[str] | Mapping[str, Any] | None = None, *, sink: EventSink | None = None, **keys: Any
+) -> ReferenceResult:
+    """Score what a recipe's reference will be asked, and train nothing; runs and sweeps on it then cost no such forward.
+
+    Parameters
+        recipe, keys: as for ``train``. sink: takes the progress; silent by default.
+
+    Raises
+        RecipeError: an unknown key or a value out of range.
+        Blocked: preflight refuses; ``findings`` says what and the way out.
+    """
+    from preftune.app.reference import score_references
+    from preftune.core.events import ignore
+
+    return score_references(_recipe(recipe, keys), sink or ignore)
 
 
 def evaluate(
@@ -116,3 +127,19 @@ def evaluate(
     return evaluate_with(
         str(model), keys, baseline=None if baseline is None else str(baseline), output=Path(output), sink=sink or ignore
     )
+
+
+def _recipe(recipe: str | PathLike[str] | Mapping[str, Any] | None, keys: Mapping[str, Any]) -> Recipe:
+    """The recipe in a file or a mapping, with keys laid over it; paths in a file are relative to it."""
+    from pathlib import Path
+
+    from preftune.app.recipes import make_recipe, read_mapping
+
+    given: dict[str, Any] = {}
+    folder = Path.cwd()
+    if isinstance(recipe, Mapping):
+        given = dict(recipe)
+    elif recipe is not None:
+        given, folder = read_mapping(Path(recipe)), Path(recipe).resolve().parent
+        given.setdefault("name", Path(recipe).stem)
+    return make_recipe({**given, **keys}, folder)

@@ -16,6 +16,7 @@ from preftune.app.probes import Probed, ProbeMode, ProbeTask, limit_or_machine
 from preftune.app.probes import probe as run_probes
 from preftune.app.runs import find_model
 from preftune.app.stages.base import StageData, StartModel, kind_of
+from preftune.app.tracking import check_tracking
 from preftune.core.errors import Blocked, Finding, InputError, PreftuneError
 from preftune.core.events import EventSink, Progress, ignore
 from preftune.core.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, StageConfig
@@ -118,7 +119,9 @@ def plan(
             continue
         stages.append(data)
         findings += kind_of(config).check(config, data, model)
+        findings += _check_reference(recipe, config)
     sink(Progress("reading", len(recipe.stages), len(recipe.stages)))
+    findings += check_tracking(recipe)
     if recipe.evaluation is not None:
         findings += _check_evaluation(recipe.evaluation, stages)
         rows = {name for data in stages for example in data.train for name in example.provenance.judges}
@@ -156,6 +159,18 @@ def start_model(recipe: Recipe, config: StageConfig, before: ModelConfig) -> Mod
         return before
     folder = find_model(config.from_checkpoint, Path(recipe.output))
     return before.model_copy(update={"name": str(folder), "revision": None})
+
+
+def reference_model(recipe: Recipe, config: StageConfig) -> ModelConfig | None:
+    """The model that a stage names as its reference; None where it is the one that the stage starts from."""
+    given = None if config.reference is None else config.reference.model
+    if given is None:
+        return None
+    name = given.rpartition("@")[0] or given
+    is_here = any(path.is_dir() for path in (Path(name).expanduser(), Path(recipe.output) / name))
+    if is_here or "@" in given:
+        given = str(find_model(given, Path(recipe.output), "reference.model"))
+    return recipe.model.model_copy(update={"name": given, "revision": None})
 
 
 def limit_of(data: DataConfig | None, max_positions: int) -> int:
@@ -227,6 +242,19 @@ def read_verdict_prompts(evaluation: EvaluationConfig) -> list[Messages]:
 
     prompts = [row.prompt for row in read_prompts(evaluation.prompts)]
     return prompts if evaluation.limit is None else prompts[: evaluation.limit]
+
+
+def _check_reference(recipe: Recipe, config: StageConfig) -> list[Finding]:
+    """Blockers of a model that a stage names as its reference: that it is not there, or not whole."""
+    from preftune.training.model_files import check_model
+
+    try:
+        other = reference_model(recipe, config)
+    except PreftuneError as error:
+        fact = f"stage {config.name}: {error}"
+        return [Finding("blocker", "no_model", fact, "name a run, RUN@STEP, a model folder or a hub id")]
+    found = [] if other is None else check_model(other.name)
+    return [replace(one, fact=f"stage {config.name}: reference.model: {one.fact}") for one in found]
 
 
 def _check_evaluation(evaluation: EvaluationConfig, stages: Sequence[StageData]) -> list[Finding]:

@@ -34,6 +34,7 @@ class StageRequest:
     Parameters
         start: the model that it starts from; None for what the stage before it leaves.
         sample: what to run. examples: for the model's competence, empty to leave that out. entropy: of the data.
+        reference: the model that the stage names as its reference.
     """
 
     config: StageConfig
@@ -41,6 +42,7 @@ class StageRequest:
     sample: Sample | None
     examples: tuple[TokenisedExample, ...]
     entropy: float | None
+    reference: ModelConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def _rehearse(stage: StageRequest, sample: Sample, start: ModelConfig, place: Pa
         seed=seed,
         recipe_digest="rehearsal",
         cache_folder=place / "cache",
+        reference=stage.reference,
     )
     return asdict(rehearse(plan, sample, loaded_in=time.perf_counter() - started, base_bytes=base))
 

@@ -182,6 +182,7 @@ def _configs(task: ProbeTask) -> Any:
 
 
 def _request(task: ProbeTask, *, is_memory_only: bool) -> tuple[list[Sample], ProbeRequest]:
+    from preftune.app.plan import reference_model
     from preftune.app.probe_process import ProbeRequest, StageRequest
     from preftune.training.competence import choose_examples, unigram_entropy
     from preftune.training.devices import choose_device, has_allocator
@@ -196,7 +197,8 @@ def _request(task: ProbeTask, *, is_memory_only: bool) -> tuple[list[Sample], Pr
         sample = choose_sample(config, train, select, task.recipe.seed)
         samples.append(replace(sample, steps=(), select=()) if is_memory_only else sample)
         examples = choose_examples(train, size) if start is not None and not is_memory_only else []
-        stages.append(StageRequest(config, start, samples[-1], tuple(examples), unigram_entropy(train)))
+        other = reference_model(task.recipe, config)
+        stages.append(StageRequest(config, start, samples[-1], tuple(examples), unigram_entropy(train), other))
     device = choose_device()
     machine = None if device.type == "cuda" else memory_limit(device)
     limit = None if machine is None else machine.num_bytes
@@ -245,7 +247,9 @@ def _key(task: ProbeTask, content: Mapping[str, Any]) -> str:
     device = choose_device()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} of {cpu_count()}"
     asked = {key: value for key, value in content.items() if key != "limit_bytes"}
-    models = [_model_digest(start.name) for start in task.starts if start is not None]
+    names = [start.name for start in task.starts if start is not None]
+    names += [one["reference"]["name"] for one in content["stages"] if one["reference"] is not None]
+    models = [_model_digest(name) for name in names]
     return digest_json([asked, models, torch.__version__, version("transformers"), __version__, where])
 
 

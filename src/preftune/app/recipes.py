@@ -14,6 +14,7 @@ from preftune.core.errors import InputError, RecipeError
 from preftune.core.files import write_text
 from preftune.core.ids import digest_json
 from preftune.core.recipe import DataConfig, EvaluationConfig, GenerateConfig, ModelConfig, Recipe, StageConfig, build_recipe
+from preftune.core.references import ReferenceConfig, check_reference_of_loss
 from preftune.core.rounds import PREVIOUS
 
 STARTER = "starter"
@@ -62,9 +63,16 @@ def make_recipe(given: Mapping[str, Any], folder: Path | None = None) -> Recipe:
     recipe = build_recipe(given, loss_options())
     from preftune.maths.losses.base import losses
 
-    for stage in recipe.stages:
+    for index, stage in enumerate(recipe.stages):
         if stage.kind == "train":
-            losses.build(stage.method, stage.loss)
+            loss = losses.build(stage.method, stage.loss)
+            where = f"stages.{index}." if "stages" in given else ""
+            needs, view = loss.needs_reference, loss.view
+            check_reference_of_loss(stage.reference, stage.method, needs_reference=needs, view=view, where=where)
+    if recipe.tracking:
+        from preftune.app.tracking import build_sinks
+
+        build_sinks(recipe)
     return _absolute(recipe, folder or Path.cwd())
 
 
@@ -172,6 +180,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
                 "data": _absolute_data(stage.data, folder),
                 "generate": _absolute_generate(stage.generate, folder),
                 "from_checkpoint": _absolute_checkpoint(stage.from_checkpoint, folder),
+                "reference": _absolute_reference(stage.reference, folder),
             }
         )
         for stage in recipe.stages
@@ -236,6 +245,14 @@ def _absolute_checkpoint(given: str | None, folder: Path) -> str | None:
     if given is None or ("/" not in given and not (folder / given).exists()):
         return given
     return _path(given, folder)
+
+
+def _absolute_reference(reference: ReferenceConfig | None, folder: Path) -> ReferenceConfig | None:
+    """The model of a reference that is a folder becomes absolute; runs, hub ids and ``starter`` stay names."""
+    given = None if reference is None else reference.model
+    if reference is None or given is None or not (folder / Path(given.partition("@")[0]).expanduser()).exists():
+        return reference
+    return reference.model_copy(update={"model": _path(given, folder)})
 
 
 def _path(given: str, folder: Path) -> str:

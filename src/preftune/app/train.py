@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.app.context import Context
 from preftune.app.holding import hold
-from preftune.app.plan import Plan, plan, start_model
+from preftune.app.plan import Plan, plan, reference_model, start_model
 from preftune.app.probes import ProbeMode, ask_model, is_switched_off
 from preftune.app.recipes import load_recipe, recipe_digest, save_recipe
 from preftune.app.runs import RunFolder
 from preftune.app.series import Series, series_of
 from preftune.app.stages.base import StageWork, kind_of, say_and_refuse
+from preftune.app.tracking import tracked
 from preftune.core.errors import Interrupted, PreftuneError, UsageError
 from preftune.core.events import Event, EventSink, Noted, ignore
 from preftune.core.files import append_jsonl, read_jsonl, write_bytes, write_json
@@ -151,8 +152,8 @@ def _train_stages(
 
     if not ranks.is_first:  # the first process speaks, asks the callbacks and writes
         return _train_held(made, run, ignore, context, ranks, is_resumed=is_resumed, is_asked=is_asked)
-    tell = context.hooks.telling(keep)
-    with hold(run.path, context.cache):
+    with hold(run.path, context.cache), tracked(made.recipe, run, made.stages, keep) as told:
+        tell = context.hooks.telling(told)
         return _train_held(made, run, tell, context, ranks, is_resumed=is_resumed, is_asked=is_asked)
 
 
@@ -235,6 +236,7 @@ def train_stage(work: StageWork, sink: EventSink) -> dict[str, Any]:
             recipe_digest=digest,
             cache_folder=work.context.reference_cache,
             resume=work.is_resumed,
+            reference=reference_model(recipe, config),
             loss=loss,
             ranks=work.ranks,
             stop_reason=work.context.hooks.stop_reason,

@@ -29,6 +29,7 @@ VERBS = {
     "import-config": "A job of TRL, Axolotl, LLaMA-Factory, Together, OpenAI or SeekrFlow as a recipe.",
     "label": "Fill labels by a judge, asked in both orders.",
     "plan": "Say what a recipe would do, and refuse what cannot work.",
+    "reference": "Score what a recipe's reference will be asked; kept for every run.",
     "train": "Train every stage of a recipe.",
     "run": "Plan, train, evaluate and report in one go.",
     "sweep": "A grid of settings on one cached reference: drift against win rate.",

@@ -15,9 +15,12 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from preftune.core.errors import RecipeError
 from preftune.core.memory import MemoryOptions
+from preftune.core.references import ReferenceConfig, check_reference, short_reference
 from preftune.core.registry import suggest
 from preftune.core.rounds import GENERATE, fill_previous, generate_stage, write_rounds
 from preftune.core.section import Positive, Section, Share
+from preftune.core.tracking import TrackingConfig, write_tracking
+from preftune.core.watching import EarlyStoppingConfig, ProbeConfig, on_or_off
 
 
 class ModelConfig(Section):
@@ -74,45 +77,12 @@ class LoraConfig(Section):
     dora: bool = False
 
 
-class ProbeConfig(Section):
-    """Completions sampled while a stage trains, for a few fixed prompts: how far the policy has moved and how it writes now.
-
-    prompts: how many, drawn by the seed from ``select`` (from ``train`` where that is empty). samples: of each prompt.
-    max_new_tokens ``None``: a quarter more than nine in ten completions of the data have, at most 192. evals ``None``: at
-    the stage's own ``evals``, but no more often than about a tenth of the stage's work allows, and always at the end.
-    """
-
-    prompts: Positive = 16
-    samples: Positive = 1
-    max_new_tokens: Positive | None = None
-    evals: Positive | None = None
-
-
-class EarlyStoppingConfig(Section):
-    """Stop a stage when a metric on ``select`` has not improved by more than ``min_delta`` for ``patience`` evaluations.
-
-    warmup_evals: evaluations after the first one that are not counted against ``patience``.
-    """
-
-    metric: Literal["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"] = "eval_loss"
-    patience: Positive = 2
-    min_delta: Annotated[float, Ge(0)] = 0.0
-    warmup_evals: Annotated[int, Ge(0)] = 0
-
-
-def _on_or_off(value: Any) -> Any:
-    """``probe: off`` is False in YAML; ``probe: on`` means the defaults."""
-    if value is False or value == "off":
-        return None
-    return {} if value is True or value == "on" else value
-
-
 class StageConfig(MemoryOptions):
     """One stage: a method on a model and data.
 
     method names a loss (``sft``, ``dpo`` ...); ``loss`` holds its options. from_checkpoint: a run, ``RUN@STEP`` or a
-    folder to start from (the model before this stage otherwise); the reference is always the model that the stage
-    starts from. adapter: ``lora``, ``full`` or the options of LoRA. lr ``None``: the published default for the
+    folder to start from (the model before this stage otherwise). reference: that model, scored once and cached, unless
+    it is said otherwise. adapter: ``lora``, ``full`` or the options of LoRA. lr ``None``: the published default for the
     method and adapter. schedule: the shape after the warm-up, ending at ``min_lr_ratio`` of the peak; ``num_cycles`` of a
     cosine (0.5 falls once). pairs_per_step counts examples of an optimiser step; accumulation is derived. keep: the weights
     of the ``last`` step, or of the ``best`` evaluation on ``select`` by the metric of ``early_stopping`` (``eval_loss``).
@@ -128,6 +98,7 @@ class StageConfig(MemoryOptions):
     loss: dict[str, Any] = Field(default_factory=dict)
     data: DataConfig | None = None
     from_checkpoint: str | None = None
+    reference: Annotated[ReferenceConfig | None, BeforeValidator(short_reference)] = None
     adapter: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
     epochs: Annotated[float, Gt(0)] = 1.0
@@ -149,7 +120,7 @@ class StageConfig(MemoryOptions):
     keep_checkpoints: Positive = 2
     keep: Literal["last", "best"] = "last"
     early_stopping: EarlyStoppingConfig | None = None
-    probe: Annotated[ProbeConfig | None, BeforeValidator(_on_or_off)] = ProbeConfig()
+    probe: Annotated[ProbeConfig | None, BeforeValidator(on_or_off)] = ProbeConfig()
     shared_prefix: Literal["auto", "off"] = "auto"
     deterministic: bool = True
     distributed: Literal["auto", "ddp", "fsdp2"] = "auto"
@@ -234,6 +205,7 @@ class Recipe(Section):
     """A whole run: one model, its stages, and the evaluation at the end.
 
     sweep: keys and the values that `preftune sweep` tries; every other verb uses the recipe as it stands.
+    tracking: the sinks that are told what the run says (docs/tracking.md).
     rounds: how often the stages from the first generate stage on are repeated, each round from the model of the one
     before; the resolved recipe lists every stage. prompts_per_round: prompts of each round, no prompt in two of them.
     """
@@ -245,6 +217,7 @@ class Recipe(Section):
     output: str = "runs"
     evaluation: EvaluationConfig | None = None
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    tracking: tuple[TrackingConfig, ...] = ()
     rounds: Positive = 1
     prompts_per_round: Positive | None = None
 
@@ -282,6 +255,7 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
         recipe["model"] = {"name": recipe["model"]}
     if "model" not in recipe:
         raise RecipeError("model is missing: write model: starter, a folder, or a hub id")
+    recipe["tracking"] = write_tracking(recipe.get("tracking"))
     _check_keys(Recipe, recipe, "")
     try:
         built = Recipe.model_validate(recipe)
@@ -289,6 +263,8 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+    for index, stage in enumerate(built.stages):
+        check_reference(stage.reference, stage.adapter, "" if stages is None else f"stages.{index}.")
     return built.model_copy(update={"stages": _named(built.stages)})
 
 

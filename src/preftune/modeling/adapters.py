@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import peft
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -76,6 +78,33 @@ class LeanLoraLinear(PeftLoraLinear):
         inner = nn.functional.linear(self.lora_dropout[name](x), a)
         added = torch.addmm(y.view(-1, y.shape[-1]), inner.view(-1, inner.shape[-1]), b.t())
         return added.view(y.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdaptedMatrix:
+    """A matrix of the base with the adapter on it. weight: of the base, (out, in) or as its layer holds it."""
+
+    weight: nn.Parameter
+    layer: PeftLoraLinear
+
+    def added(self) -> Tensor:
+        """What the adapter adds to ``weight`` now, s B A in its shape, float32."""
+        return self.layer.get_delta_weight(self.layer.active_adapters[0]).float()
+
+
+def adapted_matrices(model: nn.Module) -> dict[str, AdaptedMatrix] | None:
+    """Every adapted matrix by the name of its layer; None where adapters are not plain ones on matrices of numbers."""
+    found: dict[str, AdaptedMatrix] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if not isinstance(module, PeftLoraLinear) or len(module.active_adapters) != 1:
+            return None
+        weight = cast(nn.Linear, module.get_base_layer()).weight
+        if module.active_adapters[0] in module.lora_variant or not weight.is_floating_point():
+            return None
+        found[name] = AdaptedMatrix(cast(nn.Parameter, weight), module)
+    return found or None
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,21 @@ class ReferenceIdentity:
         return digest_json(asdict(self))
 
 
+def reference_logps(scorer: Scorer, pack: Pack, in_place: Callable[[], AbstractContextManager[None]]) -> Tensor:
+    """Log-probabilities of a pack under the reference: dropout off, no graph; (targets,) nats, float32.
+
+    Parameters
+        in_place: makes the scorer's model the reference while this lasts, such as switching its fresh adapters off.
+    """
+    was_training = scorer.model.training
+    scorer.model.train(False)
+    try:
+        with torch.no_grad(), in_place():
+            return scorer.token_logps(pack).float()
+    finally:
+        scorer.model.train(was_training)
+
+
 def weights_digest(model: nn.Module) -> str:
     """Digest of every weight of a model without its adapters, and of the settings that shape its function.
 
@@ -128,6 +144,16 @@ class ReferenceCache:
                 missing.setdefault(tuple(self._keys(example)), example)
         return list(missing.values())
 
+    def count(self, examples: Iterable[TokenisedExample]) -> tuple[int, int]:
+        """Different completions of these examples, and how many of them are in the cache."""
+        keys = {key for example in examples for key in self._keys(example)}
+        return len(keys), sum(self._is_held(key) for key in keys)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of this reference's files on the disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.*"))
+
     def is_new(self, pack: Pack) -> bool:
         """Whether every completion of a pack would be scored by ``fill`` as it stands there: none is held, none comes twice."""
         keys = [key for example in pack.examples for key in self._keys(example)]
@@ -149,13 +175,7 @@ class ReferenceCache:
         keys = [key for example in pack.examples for key in self._keys(example)]
         if all(self._is_held(key) for key in keys) and not is_forced:
             return
-        was_training = scorer.model.training
-        scorer.model.train(False)
-        try:
-            with torch.no_grad(), adapter_off(scorer.model):
-                logps = scorer.token_logps(pack).float().cpu().numpy()
-        finally:
-            scorer.model.train(was_training)
+        logps = reference_logps(scorer, pack, lambda: adapter_off(scorer.model)).cpu().numpy()
         self.num_forwards += pack.num_completions
         parts = np.split(logps, np.cumsum(pack.num_tokens)[:-1])
         if self._writer is None:

@@ -4,6 +4,7 @@
       model/                  a model folder: weights or adapter, tokenizer
       parameters.safetensors  every trained parameter, as the optimiser holds it (float32)
       optimizer.safetensors   first and second moments, step counts
+      reference.safetensors   a reference that follows the policy, as it stands (float32); absent otherwise
       state.safetensors       random number generators: torch, CUDA, numpy, python
       manifest.json           position, identities, and size and digest of every other file
 
@@ -42,6 +43,7 @@ class Checkpoint:
     Parameters
         path: its folder. facts: what the manifest says of position and identity.
         parameters, moments: what ``Optimiser.masters`` and ``Optimiser.tensors`` gave. generators: of ``generator_state``.
+        reference: what ``Reference.tensors`` gave.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Checkpoint:
     parameters: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     generators: Mapping[str, Tensor]
+    reference: Mapping[str, Tensor]
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -78,6 +81,7 @@ def save_checkpoint(
     moments: Mapping[str, Tensor],
     write_model: Callable[[Path], None],
     generators: Mapping[str, Tensor] | None = None,
+    reference: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint; it appears whole or not at all.
 
@@ -85,6 +89,7 @@ def save_checkpoint(
         facts: JSON values for the manifest: position and identities.
         parameters, moments: of the optimiser. write_model: writes a model folder at the path it is given.
         generators: the state of the random generators; of this process where it is None.
+        reference: the weights of one that follows the policy.
 
     Raises
         CheckpointError: the disk is full or cannot be written; earlier checkpoints are as they were.
@@ -95,7 +100,8 @@ def save_checkpoint(
         remove_leftovers(root)
         with write_folder(path) as folder:
             write_model(folder / "model")
-            for name, tensors in (("parameters", parameters), ("optimizer", moments), ("state", states)):
+            parts = {"parameters": parameters, "optimizer": moments, "state": states}
+            for name, tensors in (parts | ({"reference": reference} if reference else {})).items():
                 whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
                 save_file(whole, folder / f"{name}.safetensors")
             files = {
@@ -128,6 +134,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         parameters=load_file(path / "parameters.safetensors"),
         moments=load_file(path / "optimizer.safetensors"),
         generators=load_file(path / "state.safetensors"),
+        reference=load_file(path / "reference.safetensors") if "reference.safetensors" in manifest["files"] else {},
     )
 
 

@@ -82,6 +82,7 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                 except NonFiniteLoss as error:
                     raise _named(stage, trainee, packs, state, error) from None
                 state.step += 1
+                metrics |= trainee.reference.after_step(state.step) if trainee.reference is not None else {}
                 state.num_tokens += sum(len(pack.ids) for pack in packs)
                 state.seconds = time.monotonic() - started
 

@@ -29,7 +29,7 @@ from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedul
 from preftune.training.order import Order
 from preftune.training.probe import Probe, make_probe
 from preftune.training.ranks import ALONE, Ranks
-from preftune.training.reference import Reference, score_reference
+from preftune.training.reference import CachedReference, Reference, Weighed, live_reference, reference_of, score_reference
 from preftune.training.saving import save_memory
 from preftune.training.sharing_out import Sizes, check_distributed, facts_of, spread_kind
 from preftune.training.spread import ONE, Spread, spread_over
@@ -58,49 +58,75 @@ class Trainee:
     facts: dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is trained and on what, before anything is scored.
+
+    Parameters
+        weighed: its scorer, and how it lies on the processes. loss: of the stage. order, num_steps: of its examples.
+        select_packs: held-out ones.
+    """
+
+    weighed: Weighed
+    loss: Loss
+    order: Order
+    num_steps: int
+    select_packs: list[Pack]
+
+    @property
+    def scorer(self) -> Scorer:
+        """Of the policy."""
+        return self.weighed.scorer
+
+    @property
+    def spread(self) -> Spread:
+        """How it lies on the processes."""
+        return self.weighed.spread
+
+    def reference_packs(self, stage: StagePlan) -> list[Pack]:
+        """Everything that a reference is asked to score, as training and evaluation will see it, step 1 first."""
+        seen = [*first_epoch(stage, self.order, self.num_steps), *self.select_packs]
+        return [*seen, *(map(partner_pack, seen) if "mismatched" in self.loss.needs else ())]
+
+
 def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool]) -> Trainee:
     """Build the trainee; the model of the plan is changed in place from here on.
 
-    The reference is the model as it stands here, scored through the very modules that will train (fresh adapters add
-    nothing), so that the first margin is exactly 0.
+    A reference that is the model as it stands here is scored through the very modules that will train (fresh adapters
+    add nothing), so that the first margin is exactly 0.
 
     Raises
         Interrupted: ``should_stop`` said so while the reference was scored; what was scored is kept.
         InvariantBroken: the policy does not start as its reference, or packed and plain forward differ.
     """
     config, ranks = stage.config, stage.ranks
-    loss = fitted_loss(config, stage.train) if stage.loss is None else stage.loss
-    device = choose_device()
-    model, scorer, spread, weights = _placed(stage, device, needs_weights=loss.needs_reference)
-    if not scorer.is_shared and config.shared_prefix == "auto":
-        sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
+    policy = make_policy(stage, sink)
+    model, scorer, spread, loss = policy.scorer.model, policy.scorer, policy.spread, policy.loss
+    device, order, num_steps = scorer.device, policy.order, policy.num_steps
     saving = save_memory(stage, scorer, sink)
-    order = Order(len(stage.train), config.pairs_per_step, stage.seed, config.shuffle)
-    num_steps = num_steps_of(config, len(stage.train))
-    select_packs = list(packs_of(stage.select, config.tokens_per_pack, ranks))
-    reference = None
-    if loss.needs_reference:
-        seen = [*first_epoch(stage, order, num_steps), *select_packs]
-        partners = [partner_pack(pack) for pack in seen] if "mismatched" in loss.needs else []
-        packs = [*seen, *partners]
-        reference = score_reference(stage, scorer, packs, sink, should_stop=should_stop, spread=spread, weights=weights)
-    objective = Objective(scorer, loss, None if reference is None else reference.scores, spread)
-    first = ranks.packs([stage.train[index] for index in order.indices(0)], config.tokens_per_pack)[0]
-    gaps = {
-        "packed_gap": check_packed_equals_plain(scorer, first),
-        "start_gap": check_start_is_reference(
-            objective, first, is_exact=device.type == "cpu" and reference is not None and reference.is_fresh
-        ),
-    }
     parameters = trainable_parameters(model)
     optimiser = Optimiser(
         parameters, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, spread=spread
     )
+    asked = reference_of(config, loss)
+    reference: Reference | None = None
+    if asked is not None and asked.policy == "cached":
+        packs = policy.reference_packs(stage)
+        reference = score_reference(stage, policy.weighed, packs, sink, should_stop=should_stop)
+    elif asked is not None:
+        reference = live_reference(stage, asked, policy.weighed, optimiser)
+    objective = Objective(scorer, loss, None if reference is None else reference.scores, spread)
+    first = ranks.packs([stage.train[index] for index in order.indices(0)], config.tokens_per_pack)[0]
+    gaps = {"packed_gap": check_packed_equals_plain(scorer, first)}
+    if reference is None or reference.is_start:
+        is_exact = device.type == "cpu" and reference is not None and reference.is_fresh
+        gaps["start_gap"] = check_start_is_reference(objective, first, is_exact=is_exact)
     schedule = schedule_of(config, loss.view, num_steps)
     probe, probes = make_probe(stage, scorer, parameters, num_steps, spread) or (None, frozenset())
     facts: dict[str, object] = {
         "method": config.method,
         "adapter": config.adapter,
+        "reference": "none" if asked is None else asked.policy,
         "train": len(stage.train),
         "select": len(stage.select),
         "lr": schedule.peak,
@@ -115,9 +141,36 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         **facts_of(ranks.launch, spread.kind),
         **saving,
     }
+    select_packs = policy.select_packs
     return Trainee(
         model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, spread, probe, probes, facts
     )
+
+
+def make_policy(stage: StagePlan, sink: EventSink) -> Policy:
+    """The model of the plan in its place, with its adapters, and what it will be trained on."""
+    config = stage.config
+    loss = fitted_loss(config, stage.train) if stage.loss is None else stage.loss
+    _, scorer, spread, weights = _placed(stage, choose_device(), needs_weights=loss.needs_reference)
+    if not scorer.is_shared and config.shared_prefix == "auto":
+        sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
+    order = Order(len(stage.train), config.pairs_per_step, stage.seed, config.shuffle)
+    select_packs = list(packs_of(stage.select, config.tokens_per_pack, stage.ranks))
+    num_steps = num_steps_of(config, len(stage.train))
+    return Policy(Weighed(scorer, spread, weights), loss, order, num_steps, select_packs)
+
+
+def fill_cache(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool]) -> CachedReference | None:
+    """Score what a stage will ask of its cached reference, and train nothing; None where it has none.
+
+    Raises
+        Interrupted: ``should_stop`` said so; what was scored is kept.
+    """
+    policy = make_policy(stage, sink)
+    asked = reference_of(stage.config, policy.loss)
+    if asked is None or asked.policy != "cached":
+        return None
+    return score_reference(stage, policy.weighed, policy.reference_packs(stage), sink, should_stop=should_stop)
 
 
 def _placed(stage: StagePlan, device: torch.device, *, needs_weights: bool) -> tuple[nn.Module, Scorer, Spread, str | None]:

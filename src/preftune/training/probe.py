@@ -25,16 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from preftune.core.files import read_json, write_json
-from preftune.core.recipe import DecodingConfig, ProbeConfig
+from preftune.core.recipe import DecodingConfig
 from preftune.core.records import TokenisedCompletion, TokenisedExample
+from preftune.core.watching import ProbeConfig
 from preftune.data.pack import pack_step
-from preftune.modeling.adapters import adapter_off
 from preftune.modeling.forward import Scorer
 from preftune.modeling.generate import sample_tokens
 from preftune.modeling.tokenizer import HubTokenizer
 from preftune.training.checkpoint import generator_state, restore_generators
+from preftune.training.held import HeldWeights
 from preftune.training.order import evenly_spaced
-from preftune.training.spread import ONE, Spread, local_part
+from preftune.training.spread import ONE, Spread
 from preftune.training.state import StagePlan
 
 SHARE = 0.1  # of a stage's work that a probe may take where its cadence is not given
@@ -53,53 +54,6 @@ class Writing:
     eos_rate: float
 
 
-class StartWeights:
-    """The weights that a stage started from, to be put in the policy's place for a moment.
-
-    With adapters nothing is copied: they are switched off. Without, every trained weight is kept once more in its own
-    dtype; ``num_bytes`` says how much that is.
-    """
-
-    def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], *, is_adapter: bool, spread: Spread = ONE) -> None:
-        self._model = model
-        self.spread = spread
-        self._trained = {} if is_adapter else dict(trained)
-        self._kept = {name: local_part(parameter.detach()).clone() for name, parameter in self._trained.items()}
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the copies."""
-        return sum(kept.numel() * kept.element_size() for kept in self._kept.values())
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model is the one that the stage started from while this lasts."""
-        if self.spread.kind == "fsdp2":  # FSDP2 reads the storage itself, so contents change places, not tensors
-            self._exchange()
-            try:
-                with adapter_off(self._model):
-                    yield
-            finally:
-                self._exchange()
-            return
-        now = {name: parameter.data for name, parameter in self._trained.items()}
-        for name, parameter in self._trained.items():
-            parameter.data = self._kept[name]
-        try:
-            with adapter_off(self._model):
-                yield
-        finally:
-            for name, parameter in self._trained.items():
-                parameter.data = now[name]
-
-    def _exchange(self) -> None:
-        for name, parameter in self._trained.items():
-            held = local_part(parameter.detach())
-            now = held.clone()
-            held.copy_(self._kept[name])
-            self._kept[name].copy_(now)
-
-
 class Probe:
     """The prompts of a stage's probe and what the start wrote for them.
 
@@ -114,7 +68,7 @@ class Probe:
 
     def __init__(
         self, config: ProbeConfig, prompts: Sequence[tuple[int, ...]], scorer: Scorer, tokenizer: HubTokenizer, *,
-        start: StartWeights, max_new_tokens: int, tokens_per_pack: int, seed: int,
+        start: HeldWeights, max_new_tokens: int, tokens_per_pack: int, seed: int,
     ) -> None:  # fmt: skip
         self.prompts = [prompt for prompt in prompts for _ in range(config.samples)]
         self.start = start
@@ -249,7 +203,9 @@ def make_probe(
     order = np.random.default_rng([stage.seed, len(rows)]).permutation(len(rows))
     prompts = [rows[place].prompt_ids for place in order[: config.prompts]]
     longest = config.max_new_tokens or usual_length(stage.train)
-    start = StartWeights(scorer.model, trained, is_adapter=stage.config.adapter == "lora", spread=spread)
+    # with adapters nothing is copied: they are switched off
+    kept = trained if stage.config.adapter == "full" else {}
+    start = HeldWeights(scorer.model, kept, is_adapter_off=True, spread=spread)
     probe = Probe(
         config, prompts, scorer, stage.loaded.tokenizer, start=start, max_new_tokens=longest,
         tokens_per_pack=stage.config.tokens_per_pack, seed=stage.seed,

@@ -1,22 +1,31 @@
-"""The reference of a stage: the model that it starts from, scored once for each completion and kept by content."""
+"""The reference of a stage: scored once for each completion and kept by content, or scored beside the policy in every step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from preftune.core.errors import CheckpointError, Interrupted
+from preftune.core.errors import CheckpointError, Interrupted, UsageError
 from preftune.core.events import EventSink, Progress
+from preftune.core.ids import digest_json
+from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
+from preftune.core.references import ReferenceConfig, SyncConfig, check_reference_of_loss
 from preftune.data.pack import Pack, pack_step
+from preftune.maths.losses.base import Loss
 from preftune.modeling.adapters import adapter_off
 from preftune.modeling.forward import Scorer
-from preftune.modeling.reference import ReferenceCache, ReferenceIdentity
+from preftune.modeling.load import load_model
+from preftune.modeling.reference import ReferenceCache, ReferenceIdentity, reference_logps
+from preftune.training.held import FollowingWeights, HeldWeights, following
+from preftune.training.optim import Optimiser
 from preftune.training.ranks import Ranks
 from preftune.training.spread import ONE, Spread
 from preftune.training.state import StagePlan
@@ -24,22 +33,62 @@ from preftune.training.state import StagePlan
 DELAY = 30.0  # seconds that a file of another host may take to show
 
 
+class Reference(Protocol):
+    """What a stage asks of its reference, whichever policy the recipe chose."""
+
+    is_cached: ClassVar[bool]
+
+    @property
+    def identity(self) -> str:
+        """Digest of weights, precision, kernel and versions: what the scores depend on; of the start, if they follow."""
+
+    @property
+    def num_forwards(self) -> int:
+        """Completions that this process scored."""
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the policy starts as this reference."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the first pack was, or will be, scored as a whole by this process, as it will be trained on."""
+
+    def scores(self, pack: Pack) -> Tensor:
+        """Log-probabilities of a pack's scored tokens in the order of ``pack.targets``; (targets,) nats, float32."""
+
+    def after_step(self, step: int) -> Mapping[str, float]:
+        """Follow the policy after its optimiser step with this number, from 1; metrics to log."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a checkpoint has to hold of it; nothing where it never moves."""
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+
+
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """Scores of the reference, from the cache.
+class CachedReference:
+    """Scores from the cache.
 
     Parameters
         cache: per-token log-probabilities by content. device: where packs are scored.
         is_fresh: every completion of the first pack was scored by this process, in that pack, as it will be trained on.
+        num_asked, num_held: completions that the stage needs, each once, and those that the cache held before.
     """
+
+    is_cached: ClassVar[bool] = True
 
     cache: ReferenceCache
     device: torch.device
     is_fresh: bool
+    is_start: bool = True
+    num_asked: int = 0
+    num_held: int = 0
 
     @property
     def identity(self) -> str:
-        """Digest of weights, precision, kernel and versions: what the scores depend on."""
+        """Of the cache."""
         return self.cache.identity.digest
 
     @property
@@ -48,32 +97,139 @@ class Reference:
         return self.cache.num_forwards
 
     def scores(self, pack: Pack) -> Tensor:
-        """Log-probabilities of a pack's scored tokens in the order of ``pack.targets``; (targets,) nats, float32."""
+        """From the disk."""
         parts = [part for example in pack.examples for part in self.cache.scores(example)]
         return torch.from_numpy(np.concatenate(parts)).to(self.device)
 
+    def after_step(self, step: int) -> Mapping[str, float]:
+        """Nothing moves."""
+        del step
+        return {}
 
-def score_reference(
-    stage: StagePlan,
-    scorer: Scorer,
-    packs: Sequence[Pack],
-    sink: EventSink,
-    *,
-    should_stop: Callable[[], bool],
-    spread: Spread = ONE,
-    weights: str | None = None,
-) -> Reference:
-    """Score what the cache does not hold, in the very packs that training and evaluation will see; ranks share the work.
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Nothing: the cache fills itself again."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to put back."""
+        del tensors
+
+
+class LiveReference:
+    """Scores of a model that is there, in the very packs of the policy, with dropout off and no graph.
 
     Parameters
-        weights: digest of the reference's weights, where it was taken before they were spread over processes.
+        scorer: of the policy's model, or of another one. in_place: makes the model the reference while it scores.
+        identity: as in ``Reference``. sync, weights: where it follows the policy.
+    """
+
+    is_cached: ClassVar[bool] = False
+    is_fresh: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        in_place: Callable[[], AbstractContextManager[None]],
+        identity: str,
+        *,
+        is_start: bool,
+        sync: SyncConfig | None = None,
+        weights: FollowingWeights | None = None,
+    ) -> None:
+        self.identity, self.is_start = identity, is_start
+        self.num_forwards = 0
+        self._scorer, self._in_place, self._sync, self._weights = scorer, in_place, sync, weights
+
+    def scores(self, pack: Pack) -> Tensor:
+        """By a forward pass."""
+        self.num_forwards += pack.num_completions
+        return reference_logps(self._scorer, pack, self._in_place)
+
+    def after_step(self, step: int) -> Mapping[str, float]:
+        """Follow, every so many steps; ``reference/syncs`` counts how often it has."""
+        if self._sync is None or self._weights is None:
+            return {}
+        if step % self._sync.every == 0:
+            self._weights.follow(self._sync.alpha)
+        return {"reference/syncs": float(step // self._sync.every)}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights of a reference that follows."""
+        return {} if self._weights is None else self._weights.means
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put its weights back."""
+        if self._weights is not None:
+            self._weights.load(tensors)
+
+
+def reference_of(config: StageConfig, loss: Loss) -> ReferenceConfig | None:
+    """The settings of a stage's reference; None where log-probabilities are compared with none.
+
+    Raises
+        RecipeError: the loss takes no reference and the stage names one, or the stage takes away one that it needs.
+    """
+    given, needs = config.reference, loss.needs_reference
+    check_reference_of_loss(given, config.method, needs_reference=needs, view=loss.view, where=f"stage {config.name}: ")
+    if not needs or (given is not None and given.policy == "none"):
+        return None
+    return given or ReferenceConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A policy's scorer, how its model lies on the processes, and the digest of its weights where it was taken before that."""
+
+    scorer: Scorer
+    spread: Spread = ONE
+    weights: str | None = None
+
+    @property
+    def identity(self) -> ReferenceIdentity:
+        """Of the model without its fresh adapters."""
+        return ReferenceIdentity.of(self.scorer, self.weights)
+
+
+def live_reference(stage: StagePlan, asked: ReferenceConfig, policy: Weighed, optimiser: Optimiser) -> LiveReference:
+    """A reference that is scored beside the policy.
+
+    Raises
+        UsageError: its own model has another vocabulary; adapters that cannot be followed softly; weights that are parted.
+    """
+    scorer, spread = policy.scorer, policy.spread
+    if stage.reference is not None:
+        other = _scorer_of_another(stage, scorer)
+        return LiveReference(other, nullcontext, _digest(asked, ReferenceIdentity.of(other)), is_start=False)
+    if spread.kind == "fsdp2":
+        raise UsageError(
+            f"stage {stage.config.name}: reference.policy: {asked.policy} scores beside the policy, and distributed: fsdp2 parts "
+            "its weights; write cached, or distributed: ddp"
+        )
+    model, trained = scorer.model, optimiser.parameters
+    identity, is_adapter = _digest(asked, policy.identity), stage.config.adapter == "lora"
+    if asked.sync is not None:
+        is_soft_adapter = is_adapter and asked.sync.alpha < 1
+        weights = following(model, optimiser.masters, trained, is_soft_adapter=is_soft_adapter)
+        place: Callable[[], AbstractContextManager[None]] = weights.held.in_place
+        return LiveReference(scorer, place, identity, is_start=True, sync=asked.sync, weights=weights)
+    if is_adapter:  # a frozen copy would hold what the model without its fresh adapters is
+        return LiveReference(scorer, lambda: adapter_off(model), identity, is_start=True)
+    held = HeldWeights(model, trained, is_adapter_off=False)
+    return LiveReference(scorer, held.in_place, identity, is_start=True)
+
+
+def score_reference(
+    stage: StagePlan, policy: Weighed, packs: Sequence[Pack], sink: EventSink, *, should_stop: Callable[[], bool]
+) -> CachedReference:
+    """Score what the cache does not hold, in the very packs that training and evaluation will see; ranks share the work.
 
     Raises
         Interrupted: ``should_stop`` said so; what was scored is kept.
     """
-    ranks = stage.ranks
-    identity = ReferenceIdentity.of(scorer, weights)
-    cache = ReferenceCache(stage.cache_folder, identity)
+    ranks, is_start = stage.ranks, stage.reference is None
+    scorer = policy.scorer if is_start else _scorer_of_another(stage, policy.scorer)
+    cache = ReferenceCache(stage.cache_folder, policy.identity if is_start else ReferenceIdentity.of(scorer))
+    num_asked, num_held = cache.count(example for pack in packs for example in pack.examples)
     pending: list[Pack] = []
     left: list[TokenisedExample] = []
     for pack, missing in zip(packs, _missing(cache, packs, ranks), strict=True):
@@ -92,7 +248,7 @@ def score_reference(
                 f"{done * ranks.size} of {len(pending)} packs done; "
                 "their scores are kept, resume the run to go on"
             )
-        with spread.turn(scorer, turn):
+        with policy.spread.turn(policy.scorer, turn):
             if turn.index is None:
                 _idle(scorer, turn.pack)
             else:
@@ -101,7 +257,28 @@ def score_reference(
     if turns and ranks.size > 1:
         ranks.wait()
         _wait_for_others(cache, pending)
-    return Reference(cache, scorer.device, is_fresh and (ranks.size == 1 or ranks.launch.is_one_host))
+    is_fresh = is_fresh and is_start and (ranks.size == 1 or ranks.launch.is_one_host)
+    return CachedReference(cache, policy.scorer.device, is_fresh, is_start, num_asked, num_held)
+
+
+def _scorer_of_another(stage: StagePlan, policy: Scorer) -> Scorer:
+    """A scorer of the model that the stage names as its reference, where the policy is and in its layout."""
+    assert stage.reference is not None
+    loaded = load_model(stage.reference, precision="bfloat16" if policy.dtype == torch.bfloat16 else "float32")
+    if loaded.tokenizer.raw.get_vocab() != stage.loaded.tokenizer.raw.get_vocab():
+        raise UsageError(
+            f"stage {stage.config.name}: reference.model: {stage.reference.name} has another vocabulary than "
+            f"{stage.loaded.name}, so it cannot score the same tokens; name a model of the same family"
+        )
+    model: nn.Module = loaded.model
+    model.to(policy.device)
+    model.requires_grad_(False)
+    return Scorer(model, shared="auto" if stage.config.shared_prefix == "auto" else False)
+
+
+def _digest(asked: ReferenceConfig, start: ReferenceIdentity) -> str:
+    """Of a live reference: of its weights at the start, and of how it moves."""
+    return digest_json([asked.model_dump(mode="json"), start.digest])
 
 
 def _missing(cache: ReferenceCache, packs: Sequence[Pack], ranks: Ranks) -> list[list[TokenisedExample]]:

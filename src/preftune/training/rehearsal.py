@@ -167,15 +167,16 @@ def rehearse(stage: StagePlan, sample: Sample, *, loaded_in: float, base_bytes: 
     saving = _seconds(lambda: save(stage, trainee, state, ignore), trainee) if config.checkpoints else 0.0
     _step(trainee, timer, peak, state, config.max_grad_norm)  # as every later step: the moments are there
     finishing = _seconds(lambda: save_model(trainee.model, stage.loaded.tokenizer, stage.folder / "final"), trainee)
+    is_cached = trainee.reference is not None and trainee.reference.is_cached  # a live one is part of the steps
     scored = sum(one.num_tokens for one in everything) + sum(one.num_tokens for one in sample.select)
-    of_reference = forward * scored if trainee.reference is not None else 0.0
+    of_reference = forward * scored if is_cached else 0.0
     return Rehearsal(
         peak_bytes=peak_memory_bytes(trainee.device),
         base_bytes=0 if trainee.device.type == "cuda" else base_bytes,
         load_s=loaded_in,
         prepare_s=max(0.0, prepared_in - of_reference),
         step_s_per_token=of_packs / max(1, tokens),
-        forward_s_per_token=forward if trainee.reference is not None else 0.0,
+        forward_s_per_token=forward if is_cached else 0.0,
         eval_s_per_token=evaluating,
         optimiser_s=optimiser_s,
         checkpoint_s=saving,

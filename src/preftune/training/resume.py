@@ -47,6 +47,7 @@ def save(stage: StagePlan, trainee: Trainee, state: TrainState, sink: EventSink)
     root, ranks, spread = stage.folder / "checkpoints", stage.ranks, trainee.spread
     parameters, moments = spread.whole(trainee.optimiser.masters), spread.whole(trainee.optimiser.tensors())
     generators = _generators_of_all(ranks)
+    reference = spread.whole({} if trainee.reference is None else trainee.reference.tensors())
     with spread.gathered(is_adapter_enough=stage.config.adapter == "lora"):
         if ranks.is_first:
             save_checkpoint(
@@ -57,6 +58,7 @@ def save(stage: StagePlan, trainee: Trainee, state: TrainState, sink: EventSink)
                 moments=moments,
                 write_model=lambda folder: save_model(trainee.model, stage.loaded.tokenizer, folder),
                 generators=generators,
+                reference=reference,
             )
             prune(root, stage.config.keep_checkpoints, state.best_step if stage.config.keep == "best" else 0)
     ranks.wait()
@@ -113,6 +115,8 @@ def restore(stage: StagePlan, trainee: Trainee, sink: EventSink) -> TrainState:
         words = f"{', '.join(moved)} changed since the checkpoint: the run goes on, but not bit for bit as it would have"
         sink(Noted("warning", "not_bit_exact", words))
     trainee.optimiser.load(checkpoint.parameters, checkpoint.moments)
+    if trainee.reference is not None:
+        trainee.reference.load(checkpoint.reference)
     own = _own_generators(checkpoint.generators, stage.ranks.rank)
     if own:
         restore_generators(own)

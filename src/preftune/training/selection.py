@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from preftune.core.errors import UsageError
-from preftune.core.recipe import EarlyStoppingConfig, StageConfig
+from preftune.core.recipe import StageConfig
+from preftune.core.watching import EarlyStoppingConfig
 from preftune.training.state import TrainState
 
 SMALLER_IS_BETTER = frozenset({"eval_loss"})

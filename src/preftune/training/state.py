@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preftune.core.recipe import StageConfig
+from preftune.core.recipe import ModelConfig, StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.maths.losses.base import Loss
 from preftune.modeling.load import LoadedModel
@@ -26,6 +26,7 @@ class StagePlan:
         recipe_digest: what decides the stage; a checkpoint of another digest is not resumed.
         cache_folder: reference scores, shared between runs.
         resume: go on from the latest checkpoint in ``folder``, or start where there is none.
+        reference: the model that is the reference instead of the one that the stage starts from.
         loss: an objective that was passed from Python, instead of the one that ``config.method`` names.
         ranks: the processes that train the stage together; the first one writes its folder.
         stop_reason: asked after every step; a sentence ends the stage there, well: the model is saved.
@@ -40,6 +41,7 @@ class StagePlan:
     recipe_digest: str
     cache_folder: Path
     resume: bool = False
+    reference: ModelConfig | None = None
     loss: Loss | None = None
     ranks: Ranks = ALONE
     stop_reason: Callable[[], str] = str

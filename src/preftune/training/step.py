@@ -85,12 +85,13 @@ class Objective:
     def scores(self, pack: Pack) -> Scores:
         """Log-probabilities of a pack's scored tokens and what else the loss reads of them."""
         needs, concentration = self.loss.needs, None
+        # first, while nothing of the policy's graph takes memory
+        reference = None if self.reference is None else self.reference(pack)
         if "concentration" in needs:
             policy, concentration = self.scorer.token_logps_and_concentration(pack, with_prompts="prompt" in needs)
             concentration = concentration[: len(pack.targets)]
         else:
             policy = self.scorer.token_logps(pack, with_prompts="prompt" in needs)
-        reference = None if self.reference is None else self.reference(pack)
         prompts = policy[len(pack.targets) :] if "prompt" in needs else None
         return Scores(policy[: len(pack.targets)], reference, concentration, prompts)
 

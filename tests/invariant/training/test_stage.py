@@ -278,7 +278,7 @@ def test_a_broken_start_stops_the_run(tmp_path, tiny_model, monkeypatch):
 
     class Shifted:
         def __init__(self, reference):
-            self.inner, self.is_fresh = reference, reference.is_fresh
+            self.inner, self.is_fresh, self.is_start = reference, reference.is_fresh, reference.is_start
 
         def scores(self, pack):
             return self.inner.scores(pack) - 0.2
