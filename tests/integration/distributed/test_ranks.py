@@ -17,6 +17,8 @@ from tiny import make_model
 from preftune.core.files import read_json, read_jsonl
 from preftune.training.loop import run_stage
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {"rank": 4, "alpha": 8, "dropout": 0.0}
 # 16 pairs, 5 a step: packs of unequal size, three or four a step for two ranks, and one pair in the last step
 BASE = {"lora": PLAIN, "pairs_per_step": 5, "tokens_per_pack": 60, "checkpoints": 1, "epochs": 1.0, "lr": 3e-3, "count": 16}
