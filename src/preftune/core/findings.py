@@ -179,6 +179,28 @@ FINDINGS: Mapping[str, FindingKind] = {
         "the checkpoints and the final model need more than the free space; a warning above 85 % of it",
         "free some space, choose another `output`, or lower `keep_checkpoints`",
     ),
+    # ---- several processes ---------------------------------------------------------------------------------------------
+    "distributed_method": FindingKind(
+        "blocker",
+        "torchrun started several processes, and a stage makes data, which one process does",
+        "`preftune generate` first, or the recipe without torchrun",
+    ),
+    "distributed_precision": FindingKind(
+        "blocker",
+        "`distributed: ddp` would average bfloat16 gradients of full fine-tuning, which are added up in float32",
+        "`distributed: fsdp2`, or `model.dtype: float32`",
+    ),
+    "distributed_quantised": FindingKind(
+        "blocker", "`distributed: fsdp2` cannot share out quantised weights", "`distributed: ddp`, or the unquantised model"
+    ),
+    "idle_ranks": FindingKind(
+        "warning", "a step has fewer pairs than there are processes", "more `pairs_per_step`, or fewer processes"
+    ),
+    "distributed_dropout": FindingKind(
+        "warning",
+        "dropout draws on every process, so results depend on how many there are",
+        "`lora.dropout: 0` where that matters",
+    ),
     # ---- the proof ----------------------------------------------------------------------------------------------------
     "unreadable_evaluation": FindingKind(
         "blocker", "the evaluation's prompts, pairs or judge cannot be read", "mend the evaluation section"

@@ -96,12 +96,12 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
                 # ---- a few times a stage: held-out examples and the probe; the end, if they or somebody say so -------
                 is_best = watch.look(state, metrics["epoch"])
                 # every rank hears what any other was told, so that all stop after the same step
-                asked, has_reason = ranks.highest(bool(stop), bool(stage.stop_reason()))
-                state.ended = state.ended or (str(ranks.from_first(stage.stop_reason())) if has_reason else "")
+                asked, is_best_somewhere, is_ended = ranks.highest(bool(stop), is_best, bool(state.ended or stage.stop_reason()))
+                state.ended = str(ranks.from_first(state.ended or stage.stop_reason())) if is_ended else ""
 
                 # ---- a few times a stage, and when somebody asks the run to stop: a checkpoint ----------------------
                 is_stopping = bool(asked) and state.step < num_steps and not state.ended
-                if state.step in saves or is_stopping or is_best:
+                if state.step in saves or is_stopping or is_best_somewhere:
                     state.seconds = time.monotonic() - started
                     path = save(stage, trainee, state, sink)
                 if is_stopping:
