@@ -38,6 +38,8 @@ VERBS = {
     "export": "Write a trained model for other programs, and prove that it is the same.",
     "serve": "Serve the API, with a worker.",
     "worker": "Run queued jobs.",
+    "backup": "Write the whole state of a server to one file.",
+    "restore": "Bring a server back from a backup.",
     "chat": "Talk to a model; record which of two answers is better.",
     "schema": "JSON Schema of recipes, judges, examples and reports.",
     "doctor": "Look at the machine: what would stop a run, and what is missing.",

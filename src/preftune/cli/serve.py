@@ -25,6 +25,7 @@ Examples:
     "--allow-url", "reached", multiple=True, metavar="HOST",
     help="What users' URLs (judges, webhooks) may reach: a host, *.HOST, a network, HOST:PORT, or `public`. Nothing by default.",
 )  # fmt: skip
+@click.option("--log", "log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="Log of requests.")
 @click.option("--slots", default=1, show_default=True, help="Jobs that the embedded worker runs at once; 0 starts no worker.")
 def command(
     host: str,
@@ -33,14 +34,17 @@ def command(
     allowed: tuple[str, ...],
     public_url: str | None,
     reached: tuple[str, ...],
+    log: str,
     slots: int,
 ) -> int:
     """Serve the API with an embedded worker: OpenAI's fine-tuning clients work unchanged."""
     from preftune.app.jobs.platform import Platform
+    from preftune.server.observe import write_log
     from preftune.server.run import serve
     from preftune.server.settings import ServerSettings
 
     limit_addresses(reached)
+    write_log(log)
     given: dict[str, str] = {}
     for one in models:
         name, sign, folder = one.partition("=")

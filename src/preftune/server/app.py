@@ -11,9 +11,10 @@ from starlette.responses import JSONResponse
 from preftune.app.jobs.platform import Platform
 from preftune.app.serving.service import Service, ServingOptions
 from preftune.core.version import __version__
-from preftune.server import serving
+from preftune.server import observe, serving
 from preftune.server.compat import completions, files, openai, seekr, storage, together
 from preftune.server.errors import add_handlers
+from preftune.server.observe import Meters, Observed
 from preftune.server.security import Gate, Limiter, signing_key
 from preftune.server.settings import ServerSettings
 from preftune.store.base import Query, StoreUnavailable
@@ -37,7 +38,9 @@ def create_app(platform: Platform, settings: ServerSettings, options: ServingOpt
     app.state.platform, app.state.settings, app.state.serving = platform, settings, service
     app.state.limiter = Limiter(settings.requests_per_minute)
     app.state.signing_key = signing_key(platform.home)
+    app.state.meters = Meters()
     app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Observed, meters=app.state.meters)  # what is added last is outermost
     add_handlers(app)
 
     @app.get("/healthz", include_in_schema=False)
@@ -55,6 +58,6 @@ def create_app(platform: Platform, settings: ServerSettings, options: ServingOpt
         return JSONResponse({"status": "ready"})
 
     dialects = (*together.routers, *seekr.routers, files.router, *openai.routers)
-    for router in (storage.router, completions.router, serving.router, *dialects):
+    for router in (observe.router, storage.router, completions.router, serving.router, *dialects):
         app.include_router(router)
     return app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -112,6 +112,16 @@ class Store(Protocol):
 
         Raises
             LeaseLost: the job is another worker's, or has ended; nothing was written.
+        """
+
+    def dump(self) -> Iterator[Record]:
+        """Every record with its number, kind by kind, all as they were at one moment."""
+
+    def load(self, records: Iterable[Record]) -> int:
+        """Fill an empty store with records and their numbers, all or none; how many.
+
+        Raises
+            Conflict: the store holds a record already.
         """
 
     def close(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from preftune.store.base import MAX_PAGE, Conflict, LeaseLost, Page, Query, R, lost_attempts
-from preftune.store.records import UNIQUE, Event, Job, Record, now
+from preftune.store.records import KINDS, UNIQUE, Event, Job, Record, now
 
 
 class MemoryStore:
@@ -102,6 +102,24 @@ class MemoryStore:
             written = self.change(Job, job.id, {**changes, "updated_at": now()}, events=events)
             assert written is not None
             return written
+
+    def dump(self) -> Iterator[Record]:
+        """See ``Store.dump``."""
+        with self._lock:
+            rows = [sorted(self._rows.get(kind.kind, {}).values(), key=lambda row: row.number) for kind in KINDS]
+        for some in rows:
+            yield from some
+
+    def load(self, records: Iterable[Record]) -> int:
+        """See ``Store.load``."""
+        with self._lock:
+            if any(self._rows.values()):
+                raise Conflict("the store is not empty")
+            found = list(records)
+            for record in found:
+                self._rows.setdefault(record.kind, {})[record.id] = record
+                self._numbers[record.kind] = max(self._numbers.get(record.kind, 0), record.number)
+            return len(found)
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 from preftune.core.errors import InputError
 from preftune.store.base import MAX_PAGE, Conflict, LeaseLost, Page, Query, R, StoreUnavailable, lost_attempts
 from preftune.store.migrate import upgrade
-from preftune.store.records import Event, Job, Record, now
+from preftune.store.records import KINDS, Event, Job, Record, now
 from preftune.store.tables import columns_of, tables
 
 BUSY_SECONDS = 30.0
@@ -34,6 +34,8 @@ class SqlStore:
             self._engine.dispose()
             raise
         self._reader = self._engine.execution_options(is_reader=True)
+        steady = {} if self._engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        self._snapshot = self._engine.execution_options(is_reader=True, **steady)
 
     def insert(self, record: R, events: Sequence[Event] = ()) -> R:
         """See ``Store.insert``."""
@@ -131,6 +133,31 @@ class SqlStore:
             self._append(connection, events)
             return written
 
+    def dump(self) -> Iterator[Record]:
+        """See ``Store.dump``."""
+        with self._read(self._snapshot) as connection, connection.begin():
+            for kind in KINDS:
+                table = tables[kind.kind]
+                for row in connection.execute(select(table.c.number, table.c.body).order_by(table.c.number)):
+                    yield _record(kind, row)
+
+    def load(self, records: Iterable[Record]) -> int:
+        """See ``Store.load``."""
+        count = 0
+        with self._write() as connection:
+            for table in tables.values():
+                if connection.execute(select(table.c.number).limit(1)).first() is not None:
+                    raise Conflict(f"the store is not empty: it has {table.name}")
+            for record in records:
+                connection.execute(insert(tables[record.kind]).values(number=record.number, **_row(record)))
+                count += 1
+            if connection.dialect.name == "postgresql":  # SQLite counts on from the largest number by itself
+                for table in tables.values():
+                    largest = select(func.coalesce(func.max(table.c.number), 0) + 1).scalar_subquery()
+                    sequence = func.pg_get_serial_sequence(table.name, "number")
+                    connection.execute(select(func.setval(sequence, largest, False)))
+        return count
+
     def close(self) -> None:
         """See ``Store.close``."""
         self._engine.dispose()
@@ -146,9 +173,9 @@ class SqlStore:
             raise _unavailable(error) from None
 
     @contextmanager
-    def _read(self) -> Iterator[Connection]:
+    def _read(self, engine: Engine | None = None) -> Iterator[Connection]:
         try:
-            with self._reader.connect() as connection:
+            with (engine or self._reader).connect() as connection:
                 yield connection
         except (OperationalError, InterfaceError) as error:
             raise _unavailable(error) from None

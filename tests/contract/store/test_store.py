@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from preftune.store.base import Conflict, LeaseLost, Query
+from preftune.store.opening import open_store
 from preftune.store.records import Event, File, Job, ModelVersion, new_id, now
 
 
@@ -181,3 +182,18 @@ def test_concurrent_changes_are_not_lost(store):
     for thread in threads:
         thread.join()
     assert store.get(Job, one.id).progress == {"n": 30}
+
+
+def test_a_dump_fills_an_empty_store_and_numbers_go_on(store, tmp_path):
+    other = open_store(f"sqlite:///{tmp_path}/other.db")  # a dump is of no back end
+    rows = [other.insert(job()) for _ in range(3)]
+    other.change(Job, rows[1].id, {"deleted_at": now(), "metadata": {"a": "ä"}})
+    other.insert(file("a"))
+    dumped = list(other.dump())
+    assert [row.kind for row in dumped] == ["files", "jobs", "jobs", "jobs"]
+    assert store.load(dumped) == 4
+    assert list(store.dump()) == dumped
+    assert store.insert(job()).number == rows[-1].number + 1
+    with pytest.raises(Conflict, match="not empty"):
+        store.load(dumped)
+    other.close()

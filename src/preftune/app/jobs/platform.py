@@ -33,11 +33,20 @@ class Platform:
     def open(cls, context: Context | None = None, *, database: str | None = None, artifacts: str | None = None) -> Self:
         """The installation that the arguments, PREFTUNE_DATABASE and PREFTUNE_ARTIFACTS, or PREFTUNE_HOME name."""
         place = context or Context.from_environment()
-        url = database or os.environ.get("PREFTUNE_DATABASE") or default_url(place.state)
-        folder = artifacts or os.environ.get("PREFTUNE_ARTIFACTS") or str(place.state / "artifacts")
-        platform = cls(open_store(url), Artifacts(folder), place.state, place)
+        store, bytes_, home = cls.places(place, database=database, artifacts=artifacts)
+        platform = cls(store, bytes_, home, place)
         platform.project(DEFAULT_PROJECT)
         return platform
+
+    @staticmethod
+    def places(
+        context: Context | None = None, *, database: str | None = None, artifacts: str | None = None
+    ) -> tuple[Store, Artifacts, Path]:
+        """Store, artifacts and folder of an installation that may be empty still."""
+        place = context or Context.from_environment()
+        url = database or os.environ.get("PREFTUNE_DATABASE") or default_url(place.state)
+        folder = artifacts or os.environ.get("PREFTUNE_ARTIFACTS") or str(place.state / "artifacts")
+        return open_store(url), Artifacts(folder), place.state
 
     def project(self, name: str) -> Project:
         """The project of that name, made where there is none."""
