@@ -9,7 +9,7 @@ from preftune.maths.logps import pair_index, pairs_of, sum_by_completion
 from preftune.maths.losses.dpo import DPO
 from preftune.maths.losses.sft import SFT
 from preftune.maths.metrics import PAIR_METRICS, pair_means, pair_sums, reduce_terms
-from preftune.maths.types import PairLogps, SequenceLogps
+from preftune.maths.types import LossTerms, PairLogps, SequenceLogps, Term
 
 nats = st.floats(-200, 0)
 rows_of = st.lists(st.tuples(nats, nats, nats, nats), min_size=1, max_size=12)
@@ -70,10 +70,9 @@ def test_sft_has_no_rewards():
 
 
 def test_terms_of_different_units_are_divided_by_their_own_count():
-    x = logps([(-10.0, -20.0, -12.0, -15.0)])
-    out = DPO(rpo_alpha=1.0)(x)
-    both = reduce_terms(out, {"pair": 4})
-    assert both.item() == pytest.approx(sum(term.values.item() for term in out.terms.values()) / 4)
+    # (1 + 2) / 4 pairs + 0.5 * (3 + 4 + 5) / 10 tokens
+    terms = {"a": Term(torch.tensor([1.0, 2.0]), "pair"), "b": Term(torch.tensor([3.0, 4.0, 5.0]), "token", 0.5)}
+    assert reduce_terms(LossTerms(terms), {"pair": 4, "token": 10}).item() == pytest.approx(0.75 + 0.6)
 
 
 @given(st.lists(st.lists(nats, min_size=1, max_size=9), min_size=1, max_size=6))
@@ -93,6 +92,7 @@ def test_sums_do_not_depend_on_what_stands_before():
         torch.tensor([77, 500]),
     ).logps[1]
     assert torch.equal(alone, after)
+    assert torch.equal(alone, values.double().sum().float()), "one rounding, at the end"
 
 
 def test_pair_view_and_its_gradient():
@@ -101,6 +101,7 @@ def test_pair_view_and_its_gradient():
     x = pairs_of(SequenceLogps(policy, n), SequenceLogps(policy.detach() - 1, n), *pair_index([2, 2]))
     assert x.policy_chosen.tolist() == [-1.0, -3.0]
     assert x.rejected_logratio.tolist() == [1.0, 1.0]
+    assert x.chosen_tokens.tolist() == [1, 3]
     assert x.rejected_tokens.tolist() == [2, 4]
     x.policy_rejected.sum().backward()
     assert policy.grad.tolist() == [0.0, 1.0, 0.0, 1.0]
