@@ -7,7 +7,8 @@ tests' own time and half a second, and nothing of one fault is left in the next.
     python tests/mutation/run_faults.py NAME ...   some of them, with what pytest wrote
 
 A verdict is ``killed`` (a test failed), ``survived`` (all passed), ``not loaded`` (no test ran, or a file of them did not
-load), or what went wrong, such as a place that does not stand exactly once in the file. First the tests have to pass on the unchanged copy.
+load), or what went wrong, such as a place that does not stand exactly once in the file. First the tests have to pass on
+the unchanged copy.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from preftune.app.imports.base import Job, Leave, Table, To, count, flag, flat, 
 from preftune.core.errors import InputError
 
 TRAINERS = ("dpo", "cpo", "orpo", "kto", "sft")
+KTO_LOSSES = ("kto", "apo_zero_unpaired")
 TARGETS = "None means TRL's own choice for the architecture (often q_proj and v_proj only); here all linear layers"
 
 
@@ -96,7 +97,7 @@ class TRL:
 
 
 def _trainer_of(job: Job) -> str:
-    if {"desirable_weight", "undesirable_weight"} & job.values.keys():
+    if {"desirable_weight", "undesirable_weight"} & job.values.keys() or job.get("loss_type") in KTO_LOSSES:
         return "kto"
     if {"cpo_alpha", "simpo_gamma"} & job.values.keys() or str(job.get("loss_type")) in {"simpo", "alphapo"}:
         return "cpo"
@@ -119,11 +120,15 @@ def _set_loss(job: Job, trainer: str) -> None:
             shared.add_sft(job, float(job.get("rpo_alpha")), "rpo_alpha", "TRL averages the NLL over a micro batch's tokens, "
                            "here over each completion's own")  # fmt: skip
     elif trainer == "kto":
-        job.put("method", "kto")
+        kind = job.get("loss_type", "kto")
+        if kind not in KTO_LOSSES:
+            raise InputError(f"loss_type: KTOTrainer has {', '.join(KTO_LOSSES)}, got {kind!r}")
+        job.put("method", kind, "loss_type")
         job.put("loss.beta", beta, "beta")
         for key, option in (("desirable_weight", "lambda_d"), ("undesirable_weight", "lambda_u")):
             job.put(f"loss.{option}", shared.number_or(job, key, 1.0), key)
-        job.note("kto: the reference point is the mean over the whole step, not of a micro batch")
+        if kind == "kto":
+            job.note("kto: the reference point is the mean over the whole step, not of a micro batch")
     elif trainer == "orpo":
         job.put("method", "orpo")
         job.put("loss.lambda_or", beta, "beta")
