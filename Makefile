@@ -69,6 +69,7 @@ bench: setup peer
 soak: setup
 	$(BIN)/python tests/soak/kill_checkpoints.py $(SOAK_SECONDS)
 	$(BIN)/python -m pytest tests/soak --timeout 3600
+	$(BIN)/python tests/mutation/run_faults.py --all
 
 wheel: setup
 	$(BIN)/python -m build --wheel

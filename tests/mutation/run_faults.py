@@ -3,7 +3,8 @@
 One process loads the libraries; each fault is a fork of it that imports preftune from the copy. So a fault costs the
 tests' own time and half a second, and nothing of one fault is left in the next.
 
-    python tests/mutation/run_faults.py            every fault: one JSON object, name -> verdict
+    python tests/mutation/run_faults.py            those of the suite: one JSON object, name -> verdict
+    python tests/mutation/run_faults.py --all      every fault
     python tests/mutation/run_faults.py NAME ...   some of them, with what pytest wrote
 
 A verdict is ``killed`` (a test failed), ``survived`` (all passed), ``not loaded`` (no test ran, or a file of them did not
@@ -30,7 +31,7 @@ from _pytest.config import default_plugins
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
-from faults import CONTROLS, FAULTS, Fault  # noqa: E402  # a neighbour, found by the path above
+from faults import CONTROLS, FAULTS, QUICK, Fault  # noqa: E402  # a neighbour, found by the path above
 
 # loaded once, in the parent, beside pytest and its plugins; nothing of preftune may be among them
 LIBRARIES = (
@@ -131,7 +132,9 @@ def plugins() -> list[str]:
 
 
 def main(names: list[str]) -> int:
-    """All faults, or those that are named."""
+    """The faults that are asked for."""
+    wanted = {one.name for one in (FAULTS if names == ["--all"] else QUICK)} if names in ([], ["--all"]) else set(names)
+    is_by_name = names not in ([], ["--all"])
     os.chdir(ROOT)
     for key in [key for key in os.environ if key.startswith("PYTEST_")]:
         del os.environ[key]  # of a test process that started this one
@@ -142,7 +145,8 @@ def main(names: list[str]) -> int:
         getattr(importlib.import_module("transformers"), name)  # loads them, which importing it does not
     if any(name.split(".")[0] == "preftune" for name in sys.modules):
         raise SystemExit("preftune is loaded already: a fault in it would not be seen")
-    chosen = [one for one in (*FAULTS, *(fault for fault, _ in CONTROLS)) if not names or one.name in names]
+    controls = [fault for fault, _ in CONTROLS if not is_by_name or fault.name in wanted]
+    chosen = [*(one for one in FAULTS if one.name in wanted), *controls]
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -153,10 +157,10 @@ def main(names: list[str]) -> int:
             sys.stderr.write(log.read_text(errors="replace"))
         for fault in chosen:
             found[fault.name] = verdict_of(fault, source, log)
-            if names or (fault in FAULTS and found[fault.name] != KILLED):
+            if is_by_name or (fault in FAULTS and found[fault.name] != KILLED):
                 sys.stderr.write(f"---- {fault.name}\n{log.read_text(errors='replace') if log.is_file() else ''}")
     json.dump(found, sys.stdout, indent=1)
-    return 0
+    return int(any(found[fault.name] != KILLED for fault in chosen if fault in FAULTS))
 
 
 if __name__ == "__main__":
