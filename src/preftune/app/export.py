@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,40 @@ def export_model(
         write_json(folder / RECORD, {**facts, "preftune": __version__})
         write_text(folder / "README.md", write_card(named, form, dtype, checked, base))
     return Exported(to, facts)
+
+
+def export_gguf(given: str, to: Path, kind: Literal["f32", "f16", "q8_0"] = "f16", output: Path = Path("runs")) -> Exported:
+    """Write one GGUF file and verify it; nothing is left at ``to`` where it is not the same model.
+
+    Parameters
+        given: as in ``export_model``. to: the file. kind: of its matrices.
+
+    Raises
+        UsageError: ``to`` is no name of a .gguf file, or exists.
+        InputError: the model or its tokenizer has no GGUF form here, or gguf is not installed.
+        NotTheSameModel: the comparison with the source exceeds its bound.
+    """
+    from preftune.modeling.export import write_gguf_export
+
+    if to.suffix != ".gguf":
+        raise UsageError(f"{to}: --gguf writes one file; give it a name that ends in .gguf")
+    if to.exists():
+        raise UsageError(f"{to}: exists; give a file that does not exist yet")
+    named = find_named(given, output)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".writing-") as place:
+        file = Path(place) / to.name
+        verified = write_gguf_export(named.config, file, kind, named.prompts(PROMPTS))
+        if not verified.is_same:
+            raise NotTheSameModel(
+                f"{to}: the file is not the model of {given!r}: a token's log-prob differs by {verified.largest_gap:.3g} nat "
+                f"({kind} allows {verified.bound:g}), before rounding by {verified.merge_gap:.3g}; nothing was written"
+                + (", write a less narrow type: --gguf f32" if kind != "f32" else ", report this with the model's config")
+            )
+        file.replace(to)
+    run = None if named.run is None else named.run.path.name
+    facts = {"model": given, "run": run, "step": named.step, "base": _base(named.config), "form": "GGUF", "dtype": kind}
+    return Exported(to, {**facts, "verified": asdict(verified)})
 
 
 def check_push(repo: str, token_variable: str) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from preftune.cli.output import print_result
+from preftune.core.errors import UsageError
 
 EPILOG = """\b
 Examples:
   preftune export tiny-20260101-120000-ab12 --to my-model
   preftune export runs/tiny@40 --to my-adapter --form adapter
   preftune export RUN --to my-model --dtype bfloat16 --json
+  preftune export RUN --to my-model.gguf --gguf q8_0
   HF_TOKEN=... preftune export RUN --to my-model --push-to-hub me/my-model --private
 
 Exit code 1, and nothing at DIR, where the export does not compute what the run's model does."""
@@ -21,11 +23,12 @@ Exit code 1, and nothing at DIR, where the export does not compute what the run'
 
 @click.command("export", epilog=EPILOG)
 @click.argument("model")
-@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder, or .gguf file, to write.")
 @click.option(
     "--form", type=click.Choice(["merged", "adapter"]), default="merged", show_default=True, help="Whole weights, or LoRA."
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights.")
+@click.option("--gguf", type=click.Choice(["f32", "f16", "q8_0"]), help="One file for llama.cpp, matrices of this type.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are."
 )
@@ -35,10 +38,28 @@ Exit code 1, and nothing at DIR, where the export does not compute what the run'
     "--token-env", default="HF_TOKEN", show_default=True, metavar="VARIABLE", help="Variable that holds the hub's token."
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
-def command(model: str, to: Path, *, is_json: bool, repo: str | None, is_private: bool, token_env: str, **how: Any) -> int:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: str,
+    to: Path,
+    *,
+    gguf: Any,
+    is_json: bool,
+    repo: str | None,
+    is_private: bool,
+    token_env: str,
+    **how: Any,
+) -> int:
     """Write a trained model (run, RUN@STEP or folder) for other programs, and prove that it is the same model."""
-    from preftune.app.export import check_push, export_model, push
+    from preftune.app.export import check_push, export_gguf, export_model, push
 
+    if gguf is not None:
+        for name, option in (("form", "--form"), ("dtype", "--dtype"), ("repo", "--push-to-hub")):
+            if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                raise UsageError(f"{option} does not go with --gguf, which writes one file of whole weights")
+        print_result(export_gguf(model, to, gguf, how["output"]), is_json=is_json)
+        return 0
     if repo is not None:
         check_push(repo, token_env)
     exported = export_model(model, to, **how)
