@@ -41,6 +41,7 @@ Exit code 1, and nothing at DIR, where the export does not compute what the run'
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: str,
     to: Path,
     *,

@@ -130,7 +130,8 @@ def score_gguf(path: Path, rows: Sequence[Row]) -> list[Tensor]:
     with quiet(), one_line(str(path)):
         config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
         config.head_dim = head_width(path)  # transformers does not read it for every architecture
-        return _score(read(str(path.parent), config=config, gguf_file=path.name, dtype=torch.float32).eval(), rows)
+        model: nn.Module = read(str(path.parent), config=config, gguf_file=path.name, dtype=torch.float32)
+        return _score(model.eval(), rows)
 
 
 def check_tokens(tokenizer: HubTokenizer, path: Path, texts: Sequence[str]) -> None:
