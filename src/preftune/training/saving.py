@@ -64,7 +64,10 @@ def save_memory(stage: StagePlan, scorer: Scorer, sink: EventSink) -> dict[str, 
     elif checkpointing == "auto":
         limit = memory_limit(scorer.device)
         need = need_of(scorer, config, stage.train + stage.select) if limit is not None else None
-        checkpointing = "on" if limit is not None and need is not None and need.total > FULL * limit.num_bytes else "off"
+        # processes of one host share its memory, and all must compute alike, because they gather weights together
+        sharers = stage.ranks.launch.local_size if scorer.device.type == "cpu" else 1
+        is_tight = limit is not None and need is not None and need.total * sharers > FULL * limit.num_bytes
+        checkpointing = "on" if stage.ranks.any(is_so=is_tight) else "off"
         if limit is not None and need is not None and checkpointing == "on":
             sink(Noted("info", "checkpointing", _why(config, need, limit)))
     if checkpointing == "on":

@@ -33,6 +33,8 @@ CASES = {
     "batchwise, fsdp2": {**BASE, "sorted": True, "distributed": "fsdp2"},
     "kto, ddp": {**BASE, "method": "kto", "loss": {}, "kind": "labelled", "distributed": "ddp", "pairs_per_step": 7},
     "kto, fsdp2": {**BASE, "method": "kto", "loss": {}, "kind": "labelled", "distributed": "fsdp2", "pairs_per_step": 7},
+    "frozen, ddp": {**BASE, "reference": "frozen", "distributed": "ddp"},
+    "following, ddp": {**BASE, **FULL, "reference": {"sync": {"alpha": 0.5, "every": 2}}, "distributed": "ddp"},
     "rows of their own, fsdp2": {**BASE, "shared_prefix": "off", "distributed": "fsdp2"},
     "checkpointed activations, fsdp2": {**BASE, "gradient_checkpointing": True, "distributed": "fsdp2"},
 }
