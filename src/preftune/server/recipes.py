@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from preftune.app.jobs import states
@@ -104,6 +104,7 @@ def _base(platform: Platform, project: str, wanted: Wanted) -> ModelVersion:
 
 
 @cache
+@lru_cache(maxsize=256)
 def base_lr(method: str, adapter: str) -> float:
     """The published learning rate of a method, which OpenAI's multiplier multiplies."""
     from preftune.core.recipe import StageConfig
@@ -137,13 +138,17 @@ def job_of(platform: Platform, project: str, wanted: Wanted) -> Job:
             model[key] = extra.pop(key)
     if model.get("chat_template") not in {None, "chatml", "plain"}:
         raise ApiError(400, "preftune.chat_template: write chatml or plain", param="preftune.chat_template")
-    seed = int(extra.pop("seed", wanted.seed))
+    seed = extra.pop("seed", wanted.seed)
     stage = {**wanted.stage, **extra, "data": data}
     if stage.get("early_stopping") is not None and not wanted.validation:
         raise ApiError(400, "early stopping needs a validation file to measure on", param="validation_file")
     if wanted.from_checkpoint:
         stage["from_checkpoint"] = wanted.from_checkpoint
-    recipe = make_recipe({"model": {**model, "name": "starter"}, "seed": seed, "stages": [stage]}).model_dump(mode="json")
+    try:
+        made = make_recipe({"model": {**model, "name": "starter"}, "seed": seed, "stages": [stage]})
+    except (TypeError, ValueError, AttributeError) as error:  # a value of another kind than its key takes
+        raise ApiError(400, f"preftune: a value is of the wrong kind: {' '.join(str(error).split())}", param="preftune") from None
+    recipe = made.model_dump(mode="json")
     recipe["model"] = {**recipe["model"], "name": base.name}
     recipe["stages"][0] |= {"data": {**recipe["stages"][0]["data"], **data}, "from_checkpoint": wanted.from_checkpoint}
     for key in ("output", "name", "sweep", "evaluation"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 import anyio
@@ -23,12 +23,14 @@ STREAMS = 64  # bodies that are written at once; others wait, and no other route
 SILENCE_SECONDS = 60.0
 
 
-async def form_of(request: Request) -> FormData:
-    """The parts of a multipart body; files are on disk by now."""
+@contextlib.asynccontextmanager
+async def form_of(request: Request) -> AsyncIterator[FormData]:
+    """The parts of a multipart body; files are on disk by now, and gone when the block ends."""
     kind = request.headers.get("content-type", "")
     if not kind.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
         raise ApiError(400, f"send multipart/form-data, not {kind.partition(';')[0] or 'a body without content type'}")
-    return await request.form(max_files=100, max_fields=50)
+    async with request.form(max_files=100, max_fields=50) as form:
+        yield form
 
 
 def text_of(form: FormData, name: str, default: str | None = None) -> str:

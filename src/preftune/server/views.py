@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any
+
+from starlette.responses import StreamingResponse
 
 from preftune.store.base import Page, R
 from preftune.store.records import File
@@ -74,3 +78,17 @@ def cursor_page(page: Page[R], show: Callable[[R], dict[str, Any]]) -> dict[str,
         "first_id": rows[0]["id"] if rows else None,
         "last_id": rows[-1]["id"] if rows else None,
     }
+
+
+def whole_list(rows: Iterable[dict[str, Any]]) -> StreamingResponse:
+    """A list without pages, written while it is read: memory does not grow with its length."""
+
+    def chunks() -> Iterator[bytes]:
+        left, sign = iter(rows), ""
+        yield b'{"object":"list","data":['
+        while some := list(islice(left, 100)):
+            yield (sign + ",".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in some)).encode()
+            sign = ","
+        yield b"]}"
+
+    return StreamingResponse(chunks(), media_type="application/json")

@@ -9,9 +9,9 @@ def pairs(starter_rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpo", "supervised"])
-def test_a_job_from_upload_to_checkpoints(client, pairs, method):
-    found = client("openai_flow.py", pairs, method, 1)
+@pytest.mark.parametrize(("method", "adapter"), [("dpo", "lora"), ("supervised", "full"), ("dpo", "full")])
+def test_a_job_from_upload_to_chat(served, client, pairs, method, adapter):
+    found = client("openai_flow.py", pairs, method, 1, adapter)
     job = found["job"]
     assert job["method"]["type"] == method
     assert found["bytes"] == pairs.stat().st_size
@@ -19,9 +19,14 @@ def test_a_job_from_upload_to_checkpoints(client, pairs, method):
     assert job["fine_tuned_model"].startswith("starter-smoke-")
     assert job["fine_tuned_model"] in found["after"]
     assert found["checkpoints"][0] == job["fine_tuned_model"]
-    assert job["hyperparameters"] == {"batch_size": 4, "learning_rate_multiplier": 10.0, "n_epochs": 1}
+    assert job["hyperparameters"] == {"batch_size": 4, "learning_rate_multiplier": pytest.approx(10), "n_epochs": 1}
     assert job["seed"] == 42
-    if method == "dpo":
+    assert job["integrations"][0]["wandb"]["project"] == "mine"
+    assert found["chat"]
+    assert found["streamed"]
+    _, seen, _ = served.ask(f"/v1/fine-tunes/{job['id']}")
+    assert seen["training_type"]["type"] == ("Lora" if adapter == "lora" else "Full")
+    if method == "dpo" and adapter == "lora":
         assert job["method"]["dpo"]["hyperparameters"]["beta"] == 0.2
 
 

@@ -39,6 +39,8 @@ def test_jobs_from_upload_to_deployment(served, client, uploads, tmp_path):
     assert {dpo["id"], found["sft"]["id"]} <= set(found["jobs"])
     assert found["demoted"] is False
     assert found["states"] == ["Inactive", "Active", "Inactive", "Inactive"]
+    by_deployment, by_job, _, streamed = found["chats"]
+    assert by_deployment == by_job == streamed != ""
     assert found["listed"] == [found["file"]]
     assert found["renamed"] == "renamed.jsonl"
     assert found["content"] == uploads[0].stat().st_size

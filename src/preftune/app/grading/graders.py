@@ -52,23 +52,54 @@ def check_grader(grader: Mapping[str, Any], where: str = "grader") -> None:
     if kind == "multi":
         parts = _parts(grader)
         for name, part in parts.items():
-            if part.get("type") not in PLAIN:
+            if part.get("type") not in ("string_check", "text_similarity"):
                 raise UsageError(f"{where}.{name}: a multi grader takes {', '.join(sorted(PLAIN))}")
             check_grader(part, f"{where}.{name}")
-        read_formula(str(grader.get("calculate_output", "")), set(parts))
-        return
-    if kind not in NEED_A_MODEL | PLAIN:
+        _must_be(grader, where, "calculate_output", str)
+        read_formula(grader["calculate_output"], set(parts))
+    elif kind in ("string_check", "text_similarity"):
+        for key in ("input", "reference", "operation" if kind == "string_check" else "evaluation_metric"):
+            _must_be(grader, where, key, str)
+        if kind == "string_check" and grader["operation"] not in _CHECKS:
+            raise UsageError(f"{where}: operation is one of {', '.join(_CHECKS)}")
+        if kind == "text_similarity":
+            _metric(grader["evaluation_metric"])
+    elif kind in ("label_model", "score_model"):
+        _check_asking(grader, where)
+    else:
         raise UsageError(f"{where}: type {kind!r} is not offered; there is {', '.join(sorted(NEED_A_MODEL | PLAIN | {'multi'}))}")
-    if kind == "string_check" and grader.get("operation") not in _CHECKS:
-        raise UsageError(f"{where}: operation is one of {', '.join(_CHECKS)}")
-    if kind == "text_similarity":
-        _metric(str(grader.get("evaluation_metric")))
-    if kind == "label_model":
-        labels, passing = grader.get("labels"), grader.get("passing_labels")
-        if not isinstance(labels, list) or not labels or not isinstance(passing, list) or not set(passing) <= set(labels):
-            raise UsageError(f"{where}: labels is a list, and passing_labels some of them")
-    if kind in NEED_A_MODEL and not (isinstance(grader.get("input"), list) and grader["input"] and grader.get("model")):
-        raise UsageError(f"{where}: model and input, a list of messages, are needed")
+    if not isinstance(grader.get("name", ""), str) or not _is_number(grader.get("pass_threshold", 0)):
+        raise UsageError(f"{where}: name is a text, pass_threshold a number")
+
+
+def _check_asking(grader: Mapping[str, Any], where: str) -> None:
+    """A grader that asks a model: its name, the messages, and the labels or the range."""
+    _must_be(grader, where, "model", str)
+    _must_be(grader, where, "input", list)
+    for turn in grader["input"]:
+        if not isinstance(turn, Mapping) or turn.get("role") not in ("system", "developer", "user", "assistant"):
+            raise UsageError(f"{where}.input: a message has a role (system, developer, user, assistant) and content")
+        if not isinstance(turn.get("content"), (str, Mapping, list)):
+            raise UsageError(f"{where}.input: a message's content is a text")
+    if grader["type"] == "label_model":
+        for key in ("labels", "passing_labels"):
+            _must_be(grader, where, key, list)
+            if not grader[key] or not all(isinstance(one, str) and one for one in grader[key]):
+                raise UsageError(f"{where}: {key} is a list of texts")
+        if not set(grader["passing_labels"]) <= set(grader["labels"]):
+            raise UsageError(f"{where}: passing_labels are some of the labels")
+    span = grader.get("range") or [0, 1]
+    if not isinstance(span, list) or len(span) != 2 or not all(map(_is_number, span)) or not span[0] < span[1]:
+        raise UsageError(f"{where}: range is two numbers, the lower one first")
+
+
+def _must_be(grader: Mapping[str, Any], where: str, key: str, kind: type) -> None:
+    if not isinstance(grader.get(key), kind) or (kind is list and not grader[key]):
+        raise UsageError(f"{where}: {key} is missing; it is a {'text' if kind is str else 'list'}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def grade(grader: Mapping[str, Any], item: Mapping[str, Any], sample: Mapping[str, Any]) -> Graded:

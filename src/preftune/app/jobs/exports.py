@@ -6,7 +6,7 @@ import gzip
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from preftune.app.jobs.platform import Platform
 from preftune.core.errors import PreftuneError, UsageError
@@ -44,6 +44,12 @@ def request_archive(platform: Platform, model: ModelVersion, form: Form) -> Job 
         max_attempts=2, request={"form": form},
     )  # fmt: skip
     return platform.store.insert(job)
+
+
+def forget_archives(platform: Platform, model: ModelVersion) -> None:
+    """Let go of what was packed of a model."""
+    for form in get_args(Form):
+        platform.artifacts.delete(archive_key(model, form))
 
 
 def export_task(platform: Platform, job: Job) -> dict[str, Any]:

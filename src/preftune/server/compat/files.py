@@ -38,11 +38,11 @@ def list_files(
 async def create_file(request: Request, caller: CallerOf) -> Response:
     """Upload a file with its bytes (OpenAI), or announce one and be sent to where the bytes go (Together)."""
     caller.must_be("developer")
-    form = await form_of(request)
-    part = form.get("file")
-    if isinstance(part, UploadFile):
-        return JSONResponse(file_object(await keep(platform_of(request), caller, part, text_of(form, "purpose"))))
-    announced = _announce(platform_of(request), caller, form)
+    async with form_of(request) as form:
+        part = form.get("file")
+        if isinstance(part, UploadFile):
+            return JSONResponse(file_object(await keep(platform_of(request), caller, part, text_of(form, "purpose"))))
+        announced = _announce(platform_of(request), caller, form)
     if isinstance(announced, Response):
         return announced
     headers = {"Location": upload_url(request, announced.id), "X-Together-File-Id": announced.id}

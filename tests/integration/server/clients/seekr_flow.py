@@ -84,6 +84,13 @@ deployment = client.deployments.create(
 )
 states = [deployment.status.value]
 states.append(client.deployments.promote(deployment.id).status.value)
+turns = [{"role": "user", "content": "Tell a story about a shy queen."}]
+chats = [
+    client.chat.completions.create(model=name, messages=turns, max_tokens=6, temperature=0.0).choices[0].message.content
+    for name in (deployment.id, dpo.id, "starter")
+]
+stream = client.chat.completions.create(model=deployment.id, messages=turns, max_tokens=6, temperature=0.0, stream=True)
+chats.append("".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices))
 states.append(client.deployments.demote(deployment.id).status.value)
 states.append(client.deployments.retrieve(deployment.id).status.value)
 client.files.delete(both[0].id)
@@ -103,6 +110,7 @@ print(
             "sft": sft.model_dump(mode="json"),
             "jobs": [one.id for one in client.fine_tuning.list().data],
             "demoted": demoted,
+            "chats": chats,
             "states": states,
             "deployments": [one.id for one in client.deployments.list().data],
         }

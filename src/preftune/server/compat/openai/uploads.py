@@ -50,17 +50,17 @@ def create(request: Request, caller: CallerOf, body: NewUpload) -> dict[str, Any
 async def add_part(request: Request, caller: CallerOf, upload_id: str) -> dict[str, Any]:
     """Add a part; parts may come in any order."""
     caller.must_be("developer")
-    form = await form_of(request)
-    data = form.get("data")
-    if not isinstance(data, UploadFile):
-        raise ApiError(400, "data is missing; send the bytes as a part of the form", param="data")
-
-    def keep() -> str:
-        upload = _upload(request, caller, upload_id)
-        return uploads.add_part(platform_of(request), upload, new_id("part_"), chunks_of(data))[1]
-
-    part = await run_in_threadpool(keep)
+    async with form_of(request) as form:
+        data = form.get("data")
+        if not isinstance(data, UploadFile):
+            raise ApiError(400, "data is missing; send the bytes as a part of the form", param="data")
+        part = await run_in_threadpool(_keep, request, caller, upload_id, data)
     return {"id": part, "object": "upload.part", "created_at": seconds(now()), "upload_id": upload_id}
+
+
+def _keep(request: Request, caller: Caller, upload_id: str, data: UploadFile) -> str:
+    upload = _upload(request, caller, upload_id)
+    return uploads.add_part(platform_of(request), upload, new_id("part_"), chunks_of(data))[1]
 
 
 @router.post("/{upload_id}/complete")

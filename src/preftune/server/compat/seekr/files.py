@@ -44,22 +44,22 @@ class Metadata(BaseModel):
 async def upload(request: Request, caller: CallerOf) -> Response:
     """Upload a file; 400 with the first 20 bad rows where it does not conform to its purpose."""
     caller.must_be("developer")
-    form = await form_of(request)
-    part = form.get("files")
-    if not isinstance(part, UploadFile):
-        raise ApiError(400, "files is missing; send the file as a part of the form", param="files")
-    return await _answered(platform_of(request), caller, form, [(part, await _name(form, part))], is_one=True)
+    async with form_of(request) as form:
+        part = form.get("files")
+        if not isinstance(part, UploadFile):
+            raise ApiError(400, "files is missing; send the file as a part of the form", param="files")
+        return await _answered(platform_of(request), caller, form, [(part, await _name(form, part))], is_one=True)
 
 
 @router.put("/bulk_files")
 async def bulk_upload(request: Request, caller: CallerOf) -> Response:
     """Upload several files; where one does not conform, none is kept."""
     caller.must_be("developer")
-    form = await form_of(request)
-    parts = [part for part in form.getlist("files") if isinstance(part, UploadFile)]
-    if not parts:
-        raise ApiError(400, "files is missing; send the files as parts of the form", param="files")
-    return await _answered(platform_of(request), caller, form, [(part, part.filename or "") for part in parts], is_one=False)
+    async with form_of(request) as form:
+        parts = [part for part in form.getlist("files") if isinstance(part, UploadFile)]
+        if not parts:
+            raise ApiError(400, "files is missing; send the files as parts of the form", param="files")
+        return await _answered(platform_of(request), caller, form, [(part, part.filename or "") for part in parts], is_one=False)
 
 
 async def _name(form: FormData, part: UploadFile) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from preftune.app.jobs import states
 from preftune.server.compat.seekr.projects import LABEL, project_by_number
@@ -14,7 +15,7 @@ from preftune.server.job_views import beta_of, is_held_out, is_sft, lr_of, metri
 from preftune.server.lookup import every, platform_of, training_job
 from preftune.server.recipes import Wanted, check_beta, create
 from preftune.server.security import Caller, CallerOf, audit
-from preftune.server.views import zulu
+from preftune.server.views import whole_list, zulu
 from preftune.store.records import Job
 
 router = APIRouter(prefix="/v1/flow")
@@ -139,10 +140,10 @@ def _adapter(lora: Lora | None) -> dict[str, Any]:
 
 
 @router.get("/fine-tunes")
-def list_jobs(request: Request, caller: CallerOf) -> dict[str, Any]:
+def list_jobs(request: Request, caller: CallerOf) -> Response:
     """Every fine-tuning job, newest first, also those that other clients created."""
     found = every(platform_of(request), Job, caller.project, {"work": "train"})
-    return {"object": "list", "data": [job_object(job) for job in found]}
+    return whole_list(job_object(job) for job in found)
 
 
 @router.get("/fine-tunes/{job_id}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
 
 from preftune.app.jobs import states
 from preftune.app.jobs.models import max_tokens_of, start_of
@@ -15,6 +17,7 @@ from preftune.server.errors import not_found
 from preftune.server.lookup import every, platform_of, training_job
 from preftune.server.recipes import create
 from preftune.server.security import CallerOf, audit
+from preftune.server.views import whole_list
 from preftune.store.records import File, Job
 
 router = APIRouter(prefix="/v1/fine-tunes")
@@ -51,27 +54,33 @@ def limits(request: Request, caller: CallerOf, model_name: str) -> dict[str, Any
     }
 
 
+class Estimate(BaseModel):
+    """What a job would be; unset numbers come as 0 and unset names empty, so nothing else of it is looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+    training_file: str | None = None
+    validation_file: str | None = None
+    n_epochs: float | None = None
+    n_evals: float | None = None
+
+
 @router.post("/estimate-price")
-async def estimate_price(request: Request, caller: CallerOf) -> dict[str, Any]:
-    """Nothing costs anything; the number of tokens is a guess by the size of the files. Unset numbers come as 0 here."""
-    body = await request.json()
-    given = body if isinstance(body, dict) else {}
+def estimate_price(request: Request, caller: CallerOf, body: Estimate) -> dict[str, Any]:
+    """Nothing costs anything; the number of tokens is a guess by the size of the files."""
     counts: list[float] = []
-    for key, name in (("training_file", "train"), ("validation_file", "eval")):
-        file_id = given.get(key)
+    for file_id, name in ((body.training_file, "train"), (body.validation_file, "eval")):
         file = platform_of(request).store.get(File, str(file_id), caller.project) if file_id else None
         if file_id and file is None:
             raise not_found("file", str(file_id))
         if file is not None and file.status == "error":
             return {"estimation_available": False, "unavailable_reason": f"{name}_file_invalid"}
         counts.append(0 if file is None else file.bytes // BYTES_A_TOKEN)
-    epochs, evals = given.get("n_epochs"), given.get("n_evals")
     return {
         "estimation_available": True,
         "allowed_to_proceed": True,
         "estimated_total_price": 0.0,
-        "estimated_train_token_count": counts[0] * (epochs if isinstance(epochs, int) else 1),
-        "estimated_eval_token_count": counts[1] * (evals if isinstance(evals, int) else 0),
+        "estimated_train_token_count": counts[0] * (body.n_epochs or 1),
+        "estimated_eval_token_count": counts[1] * (body.n_evals or 0),
         "user_limit": 0.0,
     }
 
@@ -86,10 +95,10 @@ def create_job(request: Request, caller: CallerOf, body: JobRequest) -> dict[str
 
 
 @router.get("")
-def list_jobs(request: Request, caller: CallerOf) -> dict[str, Any]:
+def list_jobs(request: Request, caller: CallerOf) -> Response:
     """Every fine-tuning job, newest first, without its events."""
-    platform = platform_of(request)
-    return {"data": [job_object(job, []) for job in every(platform, Job, caller.project, {"work": "train"})]}
+    found = every(platform_of(request), Job, caller.project, {"work": "train"})
+    return whole_list(job_object(job, []) for job in found)
 
 
 @router.get("/{job_id}")

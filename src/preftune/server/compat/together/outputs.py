@@ -99,6 +99,7 @@ async def download(
     checkpoint_step: int | None = None,
 ) -> Response:  # fmt: skip
     """The weights as one archive; packed when they are first asked for, while the client waits. Ranges are honoured."""
+    caller.must_be("developer")
     platform = platform_of(request)
     form: Form = "adapter" if checkpoint == "adapter" else "merged"
     model = await run_in_threadpool(_model, platform, caller.project, ft_id, checkpoint_step)
