@@ -41,7 +41,7 @@ class Mlflow:
     _client: Any = field(default=None, init=False, repr=False)
     _experiment_id: str = field(default="", init=False, repr=False)
     _run_id: str = field(default="", init=False, repr=False)
-    _last: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    _waiting: list[tuple[int, dict[str, float]]] = field(default_factory=list, init=False, repr=False)
 
     def missing(self) -> str:
         """The package."""
@@ -73,9 +73,9 @@ class Mlflow:
         """Metrics, alerts as tags, checkpoints and final models as logged models."""
         assert self._run is not None
         if isinstance(event, StepDone | EvalDone):
-            metrics = self._run.metrics(event)
-            self._last |= metrics
-            self._log(metrics, event.step)
+            if self._waiting and self._waiting[0][0] != event.step:
+                self._log_waiting()
+            self._waiting.append((event.step, self._run.metrics(event)))
         elif isinstance(event, CheckpointSaved):
             self._model(event.stage, event.step, Path(event.path) / "model", is_final=False)
         elif isinstance(event, StageFinished):
@@ -85,6 +85,7 @@ class Mlflow:
 
     def end(self, status: Status) -> None:
         """Close the run with its outcome."""
+        self._log_waiting()
         self._client.set_terminated(self._run_id, status=STATUS[status])
 
     def _write_params(self, run: RunFacts) -> None:
@@ -105,11 +106,17 @@ class Mlflow:
         if inputs:
             self._client.log_inputs(self._run_id, inputs)
 
-    def _log(self, metrics: dict[str, float], step: int) -> None:
+    def _log_waiting(self, model_id: str | None = None) -> None:
+        """Write the metrics of the last step; they wait for the model that they may be the figures of."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self._run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
+        rows = [
+            Metric(key, value, now, step, model_id=model_id) for step, metrics in self._waiting for key, value in metrics.items()
+        ]
+        self._waiting.clear()
+        if rows:
+            self._client.log_batch(self._run_id, metrics=rows)
 
     def _model(self, stage: str, step: int, folder: Path, *, is_final: bool) -> None:
         """A logged model with the metrics that it had, and its files where they are wanted."""
@@ -126,8 +133,7 @@ class Mlflow:
             self._client.log_model_artifacts(model_id, str(folder))
         self._client.finalize_logged_model(model_id, LoggedModelStatus.READY)
         self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, step)])
-        for key, value in self._last.items():
-            self._client.log_metric(self._run_id, key, value, step=step, model_id=model_id)
+        self._log_waiting(model_id)
         if is_final and self.register and stage == self._run.stages[-1]:
             self._register(model_id, logged.artifact_location)
 

@@ -7,10 +7,12 @@ plain one. Where that fails, everything after it is wrong in a way that no curve
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from preftune.core.errors import PreftuneError
 from preftune.data.pack import Pack, cropped, pack_of
 from preftune.modeling.forward import TOLERANCE, Scorer
+from preftune.training.spread import local_part
 from preftune.training.step import Objective
 
 PLAIN_TOKENS = 4096
@@ -18,6 +20,26 @@ PLAIN_TOKENS = 4096
 
 class InvariantBroken(PreftuneError):
     """A check at run start failed; the message holds the numbers. The run must not go on."""
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the weights that hold a NaN or an infinity; every rank sees its own part."""
+    found = []
+    for name, parameter in model.named_parameters():
+        held = local_part(parameter.detach())
+        if held.is_floating_point() and not bool(torch.isfinite(held).all()):
+            found.append(name)
+    return found
+
+
+def check_weights(model: nn.Module, name: str) -> None:
+    """InvariantBroken where a model that was loaded has weights that are not finite: no row of any data would be at fault."""
+    broken = not_finite(model)
+    if broken:
+        raise InvariantBroken(
+            f"model {name!r}: {len(broken)} of its weights hold NaN or infinity, first {broken[0]}; its files are damaged or its "
+            "training diverged: restore it, or start from an earlier checkpoint"
+        )
 
 
 def check_packed_equals_plain(scorer: Scorer, pack: Pack) -> float:

@@ -16,6 +16,7 @@ from preftune.data.pack import Pack
 from preftune.modeling.lineage import save_model
 from preftune.training.checkpoint import steps_in, why_not_written
 from preftune.training.devices import deterministic, peak_memory_bytes
+from preftune.training.invariants import not_finite
 from preftune.training.journal import Journal
 from preftune.training.order import evenly_spaced
 from preftune.training.prepare import Trainee, prepare, rank_seed, seed_generators
@@ -134,6 +135,9 @@ def _speed(trainee: Trainee, state: TrainState, packs: list[Pack], seconds: floa
 def _named(stage: StagePlan, trainee: Trainee, packs: list[Pack], state: TrainState, error: NonFiniteLoss) -> NonFiniteLoss:
     """The same error with the examples at fault in its message and in ``nonfinite.json``."""
     step = state.step
+    broken = not_finite(trainee.model)
+    if broken:
+        return _of_weights(stage, packs, step, error, broken)
     found = find_culprits(trainee.objective.at(state.loss_state), packs, trainee.optimiser)
     whole = [(example, "part of the step") for pack in packs for example in pack.examples]
     rows = [
@@ -149,6 +153,21 @@ def _named(stage: StagePlan, trainee: Trainee, packs: list[Pack], state: TrainSt
         f"stage {stage.config.name}, step {step + 1}: {error}, so the optimiser took no step; {alone}: "
         f"{first['file']}:{first['line']} (example {first['example_id']}, {first['gave']}){others}, see {path}; "
         "mend or remove those rows, or lower lr"
+    )
+
+
+def _of_weights(stage: StagePlan, packs: list[Pack], step: int, error: NonFiniteLoss, broken: list[str]) -> NonFiniteLoss:
+    """Where weights are not finite no row is at fault, and every pair would give the same."""
+    pairs = sorted((one for pack in packs for one in pack.examples), key=lambda one: (one.provenance.file, one.provenance.line))
+    rows = [{"file": one.provenance.file, "line": one.provenance.line, "example_id": one.example_id} for one in pairs]
+    path = stage.folder / "nonfinite.json"
+    if stage.ranks.is_first:
+        write_json(path, {"stage": stage.config.name, "step": step + 1, "weights": broken, "examples": rows})
+    first = pairs[0].provenance
+    return NonFiniteLoss(
+        f"stage {stage.config.name}, step {step + 1}: {error}, so the optimiser took no step; the weights are at fault, not the "
+        f"rows: {len(broken)} tensors are not finite, first {broken[0]}; the step held {len(pairs)} examples, first "
+        f"{first.file}:{first.line}, see {path}; go on from an earlier checkpoint with a lower lr, or a smaller max_grad_norm"
     )
 
 

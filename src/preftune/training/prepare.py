@@ -23,7 +23,7 @@ from preftune.modeling.forward import Entry, Scorer
 from preftune.modeling.lineage import is_adapter_enough
 from preftune.modeling.reference import weights_digest
 from preftune.training.devices import choose_device, set_threads
-from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference
+from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference, check_weights
 from preftune.training.machine import device_bytes
 from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedule_of
 from preftune.training.order import Order
@@ -150,6 +150,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
 def make_policy(stage: StagePlan, sink: EventSink) -> Policy:
     """The model of the plan in its place, with its adapters, and what it will be trained on."""
     config = stage.config
+    check_weights(stage.loaded.model, stage.loaded.name)
     loss = fitted_loss(config, stage.train) if stage.loss is None else stage.loss
     _, scorer, spread, weights = _placed(stage, choose_device(), needs_weights=loss.needs_reference)
     if not scorer.is_shared and config.shared_prefix == "auto":

@@ -73,15 +73,12 @@ def read_mlflow(given, run):
 
 def read_wandb(given, run):
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     history, config, summary = [], {}, {}
     folders = sorted((run.folder / "tracking" / "wandb").glob("offline-run-*"))
     for folder in folders:
         (file,) = folder.glob("*.wandb")
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
+        for data in leveldb_log(file.read_bytes()[7:]):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
@@ -92,6 +89,23 @@ def read_wandb(given, run):
             elif record.WhichOneof("record_type") == "summary":
                 summary |= {(one.key or "/".join(one.nested_key)): json.loads(one.value_json) for one in record.summary.update}
     return {"sessions": len(folders), "history": history, "config": config, "summary": summary, "id": run_id}
+
+
+def leveldb_log(content):
+    """The records of a .wandb file behind its header: LevelDB's log format, whose blocks hold crc (4), length (2), type (1)."""
+    held, at, block = b"", 0, 32768
+    while at + 7 <= len(content):
+        # the header of the file belongs to the first block
+        left = block - (at + 7) % block
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        held += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part of one
+            yield held
+            held = b""
 
 
 def read_trackio(given, run):
