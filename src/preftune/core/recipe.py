@@ -8,7 +8,7 @@ level are defaults for every stage. Nothing named in a recipe is imported or exe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -18,7 +18,7 @@ from preftune.core.memory import MemoryOptions
 from preftune.core.references import ReferenceConfig, check_reference, short_reference
 from preftune.core.registry import suggest
 from preftune.core.rounds import GENERATE, fill_previous, generate_stage, write_rounds
-from preftune.core.section import Positive, Section, Share
+from preftune.core.section import Positive, Section, Share, explain
 from preftune.core.tracking import TrackingConfig, write_tracking
 from preftune.core.watching import EarlyStoppingConfig, ProbeConfig, on_or_off
 
@@ -262,7 +262,7 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+        raise RecipeError(f"{where}: {explain([first], _hint_of(Recipe, first['loc']))}") from None
     for index, stage in enumerate(built.stages):
         check_reference(stage.reference, stage.adapter, "" if stages is None else f"stages.{index}.")
     return built.model_copy(update={"stages": _named(built.stages)})
@@ -339,6 +339,17 @@ def _check_keys(section: type[BaseModel], given: Any, where: str) -> None:
             for index, one in enumerate(values):
                 place = f"{where}{key}.{index}." if isinstance(value, (list, tuple)) else f"{where}{key}."
                 _check_keys(inner, one, place)
+
+
+def _hint_of(section: type[BaseModel], place: Sequence[str | int]) -> Any:
+    """The annotation of the field at this place; None where it cannot be told."""
+    hint: Any = None
+    for part in place:
+        if isinstance(part, int) or part not in section.model_fields:
+            continue  # a place in a list, or the member of a union
+        hint = get_type_hints(section, include_extras=True)[part]
+        section = _section_of(hint) or section
+    return hint
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
 import threading
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from preftune.core.errors import UnknownName, UsageError
+from preftune.core.section import explain
 
 T = TypeVar("T")
 
@@ -65,12 +67,17 @@ class Registry(Generic[T]):
         for option in options or {}:
             if option not in known:
                 raise UnknownName(f"{self.kind} {name!r} has no option {option!r}: {suggest(option, known)}")
+        for option, value in (options or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{self.kind} {name!r}, option {option!r}: Input should be a finite number, got {value!r}")
         try:
             return TypeAdapter(factory).validate_python(dict(options or {}))
         except ValidationError as error:
             first = error.errors()[0]
             where = str(first["loc"][0]) if first["loc"] else "options"  # what follows names a member of a union
-            raise UsageError(f"{self.kind} {name!r}, option {where!r}: {first['msg']}, got {first['input']!r}") from None
+            about = [one for one in error.errors() if one["loc"][:1] == first["loc"][:1]]
+            hint = get_type_hints(factory, include_extras=True).get(where)
+            raise UsageError(f"{self.kind} {name!r}, option {where!r}: {explain(about, hint)}") from None
 
     def factory(self, name: str) -> type[T]:
         """The registered class itself; UnknownName lists what there is."""

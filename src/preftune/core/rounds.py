@@ -97,12 +97,13 @@ def write_rounds(recipe: Mapping[str, Any]) -> dict[str, Any]:
     left = dict(recipe)
     rounds, count = left.get("rounds", 1), left.get("prompts_per_round")
     is_number = isinstance(rounds, int) and not isinstance(rounds, bool) and rounds >= 1
-    if not is_number or (rounds == 1 and count is None):
+    if not is_number or (rounds == 1 and count is None) or (isinstance(count, int) and count < 1):
         return left  # the section says what is wrong with a number
     stages: list[dict[str, Any]] = left["stages"]
     first = next((index for index, stage in enumerate(stages) if stage["method"] == GENERATE), None)
     if first is None:
-        raise RecipeError("rounds: no stage has method: generate; the stages from the first one on are repeated")
+        key = "prompts_per_round" if rounds == 1 else "rounds"
+        raise RecipeError(f"{key}: no stage has method: generate; the stages from the first one on are repeated")
     if any(stage.get("round") for stage in stages):
         raise RecipeError("rounds: the stages of every round are written out already; use the recipe that they came from")
     block = stages[first:]

@@ -135,9 +135,9 @@ class Mlflow:
         self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, step)])
         self._log_waiting(model_id)
         if is_final and self.register and stage == self._run.stages[-1]:
-            self._register(model_id, logged.artifact_location)
+            self._register(model_id)
 
-    def _register(self, model_id: str, location: str) -> None:
+    def _register(self, model_id: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -145,6 +145,8 @@ class Mlflow:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = self._client.create_model_version(self.register, source=location, run_id=self._run_id, model_id=model_id)
+        version = self._client.create_model_version(
+            self.register, source=f"models:/{model_id}", run_id=self._run_id, model_id=model_id
+        )
         if self.alias:
             self._client.set_registered_model_alias(self.register, self.alias, version.version)

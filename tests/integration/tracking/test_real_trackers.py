@@ -121,7 +121,9 @@ def test_mlflow(trained, tmp_path):
     losses = dict(expected(metrics, "train/loss"))
     assert step["metrics"]["train/loss"] == pytest.approx(losses[2])
     assert final["metrics"]["train/loss"] == pytest.approx(losses[4])
-    assert found["version"] == ["aligned", "1", True]
+    name, number, is_of_run, source = found["version"]
+    assert (name, number, is_of_run) == ("aligned", "1", True)
+    assert found["models"]["dpo-final"]["id"] in source
 
 
 @pytest.mark.slow

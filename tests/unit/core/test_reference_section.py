@@ -35,8 +35,14 @@ def test_the_short_forms():
         ({"reference": {"policy": "none", "model": "x"}}, "reference.model: policy none has no model"),
         ({"reference": {"sync": {}, "model": "x"}}, "reference.model: a reference that follows the policy starts where"),
         ({"reference": "frozn"}, r"reference.policy: Input should be 'cached', 'adapter_off', 'frozen' or 'none', got 'frozn'"),
-        ({"reference": {"sync": {"alpha": 0}}}, r"reference.sync.alpha: Input should be greater than 0, got 0"),
-        ({"reference": {"sync": {"alpha": 1.5}}}, r"reference.sync.alpha: Input should be less than or equal to 1, got 1.5"),
+        (
+            {"reference": {"sync": {"alpha": 0}}},
+            r"reference.sync.alpha: Input should be greater than 0 \(above 0 and at most 1\), got 0",
+        ),
+        (
+            {"reference": {"sync": {"alpha": 1.5}}},
+            r"reference.sync.alpha: Input should be less than or equal to 1 \(above 0 and at most 1\), got 1.5",
+        ),
         ({"reference": {"sync": {"every": 0}}}, r"reference.sync.every: Input should be greater than 0, got 0"),
         ({"reference": {"snc": {}}}, "unknown key 'stages.0.reference.snc': did you mean 'sync'"),
         ({"reference": "cached", "method": "simpo"}, "reference: simpo takes no reference, got policy: cached; leave it out"),

@@ -62,12 +62,13 @@ def read_mlflow(given, run):
         "datasets": [[row.dataset.name, row.dataset.digest, row.dataset.profile, row.tags[0].value] for row in inputs],
         "models": {
             model.name: {
-                "status": str(model.status), "tags": model.tags, "metrics": {row.key: row.value for row in model.metrics or []},
+                "id": model.model_id, "status": str(model.status), "tags": model.tags,
+                "metrics": {row.key: row.value for row in model.metrics or []},
                 "files": sorted(file.path.split("/")[-1] for file in client.list_logged_model_artifacts(model.model_id)),
             }
             for model in models
         },
-        "version": [version.name, str(version.version), version.model_id in {model.model_id for model in models}],
+        "version": [version.name, str(version.version), version.run_id == one.info.run_id, version.source],
     }  # fmt: skip
 
 
