@@ -21,6 +21,7 @@ Examples:
 @click.option("--model", "models", multiple=True, metavar="NAME=FOLDER", help="Offer a model under a name; repeatable.")
 @click.option("--allow-host", "allowed", multiple=True, metavar="HOST", help="A further Host header that is answered.")
 @click.option("--public-url", help="What absolute URLs begin with, behind a proxy.")
+@click.option("--trusted-proxy", "proxies", multiple=True, metavar="ADDRESS", help="A proxy whose X-Forwarded-* are believed.")
 @click.option(
     "--allow-url", "reached", multiple=True, metavar="HOST",
     help="What users' URLs (judges, webhooks) may reach: a host, *.HOST, a network, HOST:PORT, or `public`. Nothing by default.",
@@ -33,11 +34,12 @@ def command(
     models: tuple[str, ...],
     allowed: tuple[str, ...],
     public_url: str | None,
+    proxies: tuple[str, ...],
     reached: tuple[str, ...],
     log: str,
     slots: int,
 ) -> int:
-    """Serve the API with an embedded worker: OpenAI's fine-tuning clients work unchanged."""
+    """Serve the API with an embedded worker: OpenAI's, Together's and SeekrFlow's clients work unchanged."""
     from preftune.app.jobs.platform import Platform
     from preftune.server.observe import write_log
     from preftune.server.run import serve
@@ -51,6 +53,6 @@ def command(
         if not sign or not name or not folder:
             raise UsageError(f"--model {one}: write NAME=FOLDER")
         given[name] = folder
-    settings = ServerSettings(host=host, port=port, allowed_hosts=allowed, public_url=public_url)
+    settings = ServerSettings(host=host, port=port, allowed_hosts=allowed, public_url=public_url, trusted_proxies=proxies)
     serve(Platform.open(), settings, given, slots=slots, say=say)
     return 0

@@ -23,8 +23,8 @@ def stories(starter_rows):
 
 
 @pytest.mark.slow
-def test_jobs_from_upload_to_weights(served, client, starter_rows, pairs, stories):
-    found = client("together_flow.py", pairs, stories, starter_rows("pairs.jsonl", 8, skip=200))
+def test_a_job_from_upload_to_weights_and_chat(served, client, starter_rows, pairs):
+    found = client("together_flow.py", pairs, starter_rows("pairs.jsonl", 8, skip=200))
     assert found["again"] == found["file"]["id"], "the same bytes are one file"
     dpo = found["dpo"]
     assert dpo["training_method"] == {
@@ -51,18 +51,15 @@ def test_jobs_from_upload_to_weights(served, client, starter_rows, pairs, storie
     assert steps == [1, 3, 4] or steps == [1, 2, 4], "three of four, the first and the last among them"
     names = {name for row in found["metrics"] for name in row}
     assert {"train/rewards/accuracies", "train/logps/chosen", "train/logps/rejected", "eval/kl", "eval/loss"} <= names
-    adapter, merged, whole = found["archives"]
+    adapter, merged = found["archives"]
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(adapter)
     assert "model.safetensors" in merged
     assert "adapter_config.json" not in merged
-    assert "model.safetensors" in whole
     assert found["base"] == "starter", "no folder of the server is named"
-    assert found["full"]["training_type"] == {"type": "Full"}
-    assert found["simpo"]["training_method"]["simpo_gamma"] == 0.5
-    assert found["simpo"]["training_method"]["dpo_reference_free"]
-    assert found["simpo"]["from_checkpoint"] == f"{dpo['id']}:2"
-    assert found["doomed"] not in found["listed"]
-    assert dpo["id"] in found["listed"]
+    assert found["chat"] == found["by_endpoint"] != ""
+    assert found["streamed"]
+    assert found["state"] == "DEPLOYMENT_STATE_READY"
+    assert found["supported"] == ["starter"]
     # one job, seen by another dialect; and nothing that was secret is anywhere
     _, seen, _ = served.ask(f"/v1/fine_tuning/jobs/{dpo['id']}")
     assert (seen["status"], seen["fine_tuned_model"]) == ("succeeded", dpo["model_output_name"])
@@ -71,6 +68,23 @@ def test_jobs_from_upload_to_weights(served, client, starter_rows, pairs, storie
     assert "wandb-secret" not in json.dumps([seen, events, found])
     kept = b"".join(path.read_bytes() for path in (served.home / "state").rglob("*") if path.is_file())
     assert b"wandb-secret" not in kept
+
+
+@pytest.mark.slow
+def test_all_weights_a_checkpoint_and_an_end(client, pairs, stories):
+    found = client("together_full.py", pairs, stories)
+    full, simpo = found["full"], found["simpo"]
+    assert full["training_type"] == {"type": "Full"}
+    assert full["training_method"] == {"method": "sft", "train_on_inputs": "auto"}
+    assert "model.safetensors" in found["archive"]
+    assert (simpo["training_method"]["simpo_gamma"], simpo["training_method"]["dpo_beta"]) == (0.5, 2.0)
+    assert simpo["training_method"]["dpo_reference_free"]
+    assert simpo["training_method"]["dpo_normalize_logratios_by_length"]
+    assert simpo["from_checkpoint"] == f"{full['id']}:2"
+    assert simpo["training_type"] == {"type": "Full"}, "as the job that it goes on from"
+    assert found["doomed"] not in found["listed"]
+    assert {full["id"], simpo["id"]} <= set(found["listed"])
+    assert "file-nope" in found["refused"]
 
 
 @pytest.mark.slow

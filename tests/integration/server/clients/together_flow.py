@@ -1,4 +1,4 @@
-"""Together's own package, in strict mode, through whole fine-tuning jobs. Prints one JSON line."""
+"""Together's own package, in strict mode, through a whole DPO job. Prints one JSON line."""
 
 import io
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import together
 
-pairs, stories, more = map(Path, sys.argv[1:])
+pairs, more = map(Path, sys.argv[1:])
 client = together.Together(_strict_response_validation=True)
 
 
 def processed(file):
-    deadline = time.time() + 60
+    deadline = time.time() + 600
     while file.processing_status in {"QUEUED", "RUNNING", "PENDING"}:
         assert time.time() < deadline, file
         time.sleep(0.2)
@@ -46,8 +46,7 @@ assert file.validation_report.valid
 again = client.files.upload(pairs, purpose="fine-tune")
 assert client.files.content(file.id).read() == pairs.read_bytes()
 held_out = client.files.upload(more, purpose="fine-tune")
-sft = processed(client.files.upload(stories, purpose="fine-tune"))
-assert {file.id, sft.id} <= {one.id for one in client.files.list().data}
+assert {file.id, held_out.id} <= {one.id for one in client.files.list().data}
 
 common = {"model": "starter", "batch_size": 4, "n_epochs": 1, "suffix": "together", "random_seed": 42}
 dpo = finished(
@@ -64,33 +63,23 @@ metrics = client.fine_tuning.list_metrics(dpo.id, resolution=3).metrics
 adapter, configs = names_of(client.fine_tuning.content(ft_id=dpo.id, checkpoint="adapter").read())
 merged, _ = names_of(client.fine_tuning.content(ft_id=dpo.id, checkpoint="merged", checkpoint_step=2).read())
 
-# a checkpoint of that job is where full training without a reference goes on; and a job that is cancelled and deleted
-full = finished(
-    client.fine_tuning.create(
-        training_file=sft.id, training_method="sft", model="starter", batch_size=4, lora=False, suffix="full", n_checkpoints=1
-    )
-)
-whole, _ = names_of(client.fine_tuning.content(ft_id=full.id, checkpoint="model_output_path").read())
-simpo = finished(
-    client.fine_tuning.create(
-        training_file=file.id, training_method="dpo", simpo_gamma=0.5, dpo_beta=2.0, from_checkpoint=f"{dpo.id}:2", batch_size=8
-    )
-)
-doomed = client.fine_tuning.create(training_file=sft.id, model="starter", n_epochs=500, batch_size=4)
-doomed = client.fine_tuning.cancel(doomed.id)
-cancelled = {doomed.status}
-deadline = time.time() + 60
-while doomed.status != "cancelled":
-    assert time.time() < deadline
-    time.sleep(0.3)
-    doomed = client.fine_tuning.retrieve(doomed.id)
-client.fine_tuning.delete(doomed.id)
-listed = [one.id for one in client.fine_tuning.list().data]
-try:
-    client.fine_tuning.create(training_file="file-nope", model="starter")
-except together.NotFoundError as error:
-    refused = error.body["error"]["message"]
-client.files.delete(sft.id)
+# the tuned model answers by its name, by its job's id, and by the name of an endpoint
+turns = [{"role": "user", "content": "Tell a story about a shy queen."}]
+options = {"messages": turns, "max_tokens": 6, "temperature": 0}
+chat = client.chat.completions.create(model=dpo.x_model_output_name, logprobs=1, **options)
+stream = client.chat.completions.create(model=dpo.id, stream=True, **options)
+streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+project = client.whoami().project.id
+model = next(one for one in client.models.list(project_id=project).data if one.id == dpo.api_model_object_id)
+endpoint = client.endpoints.create(project_id=project, name="smoke-ep")
+deployment = client.endpoints.deployments.create(
+    endpoint.id, project_id=project, name="smoke-dep", model=f"projects/{project}/models/{model.id}",
+    autoscaling={"minReplicas": 1, "maxReplicas": 1},
+)  # fmt: skip
+by_endpoint = client.chat.completions.create(model=endpoint.name, **options)
+client.endpoints.deployments.delete(deployment.id, endpoint_id=endpoint.id, project_id=project)
+client.endpoints.delete(endpoint.id, project_id=project)
+supported = [one.name for one in client.models.list_supported(product="PRODUCT_FINE_TUNING").data]
 print(
     json.dumps(
         {
@@ -100,14 +89,13 @@ print(
             "events": [[event.type, event.level, event.message, event.created_at] for event in events],
             "checkpoints": [[one.step, one.checkpoint_type, one.path, one.checkpoint] for one in checkpoints],
             "metrics": metrics,
-            "archives": [adapter, merged, whole],
+            "archives": [adapter, merged],
             "base": json.loads(configs["adapter_config.json"])["base_model_name_or_path"],
-            "full": full.to_dict(mode="json"),
-            "simpo": simpo.to_dict(mode="json"),
-            "listed": listed,
-            "doomed": doomed.id,
-            "refused": refused,
-            "whoami": client.whoami().project.id,
+            "chat": chat.choices[0].message.content,
+            "streamed": streamed,
+            "by_endpoint": by_endpoint.choices[0].message.content,
+            "state": deployment.status.state,
+            "supported": supported,
         }
     )
 )
