@@ -1,9 +1,10 @@
-"""The keys of a recipe that trade memory for time, and the arithmetic of the optimiser's state."""
+"""The keys of a recipe that trade memory for time, and that of a mixture of experts."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
+from annotated_types import Ge
 from pydantic import BeforeValidator
 
 from preftune.core.section import Section
@@ -20,13 +21,15 @@ def _switch(value: Any) -> Any:
 
 
 class MemoryOptions(Section):
-    """What a stage keeps in memory while it trains.
+    """What a stage keeps in memory while it trains, and how its weights are moved.
 
     gradient_checkpointing: ``on`` keeps only the inputs of layers and computes the rest again in backward; ``auto`` does so
     where the largest pack would not fit otherwise. activation_offloading: where those inputs go until backward wants
     them: ``host``, the pinned memory of the machine (GPU only), or ``disk``, a file in the run's folder; implies
-    checkpointing.
+    checkpointing. router_aux_loss_coef: weight of the loss that balances the experts of a mixture, on the policy only; ``None``:
+    what the model's configuration says where it outputs router logits, else 0.
     """
 
     gradient_checkpointing: Annotated[Checkpointing, BeforeValidator(_switch)] = "auto"
     activation_offloading: Annotated[Offloading, BeforeValidator(_switch)] = "off"
+    router_aux_loss_coef: Annotated[float, Ge(0)] | None = None

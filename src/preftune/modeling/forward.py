@@ -30,6 +30,7 @@ from preftune.modeling.attention import (
     use_attention,
 )
 from preftune.modeling.head import HeadSpec, head_spec, token_concentration, token_logps
+from preftune.modeling.routers import Routers
 from preftune.modeling.sharing import probe_pack, trace_fault, why_not_shared
 
 T = TypeVar("T")
@@ -94,6 +95,8 @@ class Scorer:
         self._dtype = dtype
         self._spec: HeadSpec | None = head_spec(self._base, head_chunk)
         self._concentrations: list[Tensor] | None = None  # where the head puts them while they are asked for
+        self.routers: Routers | None = None  # whose auxiliary loss is part of the objective, with this weight
+        self.router_weight = 0.0
         self.is_shared = False
         self.reason = "switched off" if shared is False else ""
         self._prepare(is_wanted=shared is not False)
@@ -123,7 +126,11 @@ class Scorer:
         """
         if len(pack.targets) == 0 and not self.peers:
             return torch.zeros(0, device=self.device)
-        return cast(Tensor, self.entry(lambda: self._token_logps(pack, with_prompts=with_prompts)))
+        if self.routers is None:
+            return cast(Tensor, self.entry(lambda: self._token_logps(pack, with_prompts=with_prompts)))
+        with self.routers.listening():
+            logps = cast(Tensor, self.entry(lambda: self._token_logps(pack, with_prompts=with_prompts)))
+            return self.routers.attached(logps)
 
     def plain(self) -> Scorer:
         """The same model scored by one row for each completion."""

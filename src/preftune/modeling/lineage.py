@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from preftune.modeling.forward import base_of
 from preftune.modeling.quiet import quiet
+from preftune.modeling.routers import as_loaded
 from preftune.modeling.tokenizer import HubTokenizer
 
 PREFIX = "base_model.model."
@@ -96,7 +97,7 @@ def save_model(model: nn.Module, tokenizer: HubTokenizer, folder: Path) -> None:
     wrap it in ``core.files.write_folder`` to make it atomic.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
+    with quiet(), as_loaded(base_of(model)):
         _save_weights(model, folder)
         tokenizer.raw.save_pretrained(folder)
 

@@ -41,6 +41,7 @@ from preftune.core.errors import InputError
 from preftune.core.recipe import ModelConfig
 from preftune.modeling.lineage import Lineage, absorb_adapter, set_lineage
 from preftune.modeling.quiet import quiet
+from preftune.modeling.routers import quieten_routers
 from preftune.modeling.sharing import position_limits
 from preftune.modeling.tokenizer import HubTokenizer, template_text
 
@@ -189,6 +190,7 @@ def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> Pre
         raise InputError(
             f"{name}: {len(missing)} weights are not in its files, first {missing[0]}; the model folder is incomplete"
         )
+    quieten_routers(model)
     return model
 
 

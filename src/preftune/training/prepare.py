@@ -22,6 +22,7 @@ from preftune.modeling.adapters import add_lora, trainable_parameters
 from preftune.modeling.forward import Entry, Scorer
 from preftune.modeling.lineage import is_adapter_enough
 from preftune.modeling.reference import weights_digest
+from preftune.training.balance import balance_experts
 from preftune.training.devices import choose_device, set_threads
 from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference, check_weights
 from preftune.training.machine import device_bytes
@@ -103,7 +104,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
     policy = make_policy(stage, sink)
     model, scorer, spread, loss = policy.scorer.model, policy.scorer, policy.spread, policy.loss
     device, order, num_steps = scorer.device, policy.order, policy.num_steps
-    saving = save_memory(stage, scorer, sink)
+    saving = save_memory(stage, scorer, sink) | {"router_aux_loss_coef": balance_experts(config, scorer)}
     parameters = trainable_parameters(model)
     optimiser = Optimiser(
         parameters, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, spread=spread

@@ -25,6 +25,7 @@ from preftune.maths.losses.base import Loss, LossState, StatefulLoss
 from preftune.maths.metrics import PAIR_METRICS, UNPAIRED_METRICS, pair_sums, reduce_terms, unpaired_sums
 from preftune.maths.types import LossTerms, PairLogps, UnpairedLogps
 from preftune.modeling.forward import Scorer
+from preftune.training.balance import Balance
 from preftune.training.optim import Optimiser
 from preftune.training.spread import ONE, Spread
 from preftune.training.tally import Tally, counts_of
@@ -192,16 +193,21 @@ def train_step(
     mismatched = objective.mismatched(packs)
     tally = Tally(objective, packs, mismatched)
     state: LossState = loss_state or {}
+    balance = Balance(objective, packs)
     if objective.loss.is_batchwise:
-        state = _two_passes(objective, packs, mismatched, tally, state)
+        state = _two_passes(objective, packs, mismatched, tally, state, balance)
     else:
 
         def learn(index: int, pack: Pack) -> None:
-            objective.spread.backward(tally.add(*objective(pack, mismatched), index))
+            with balance.pack(index):
+                objective.spread.backward(tally.add(*objective(pack, mismatched), index))
 
         objective.run(packs, learn, has_backward=True)
     norm = optimiser.clip(max_grad_norm)
-    metrics, (grad_norm,) = tally.read(norm)
+    metrics, (grad_norm, *aux) = tally.read(norm, *balance.values())
+    if aux:
+        metrics["aux_loss"] = aux[0]
+        metrics["loss"] += objective.scorer.router_weight * aux[0]
     if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
         raise NonFiniteLoss(f"the loss is {metrics['loss']:.6g} and the norm of its gradient {grad_norm:.6g}")
     optimiser.step(lr)
@@ -213,7 +219,12 @@ def train_step(
 
 
 def _two_passes(
-    objective: Objective, packs: Sequence[Pack], mismatched: Mismatched | None, tally: Tally, state: LossState
+    objective: Objective,
+    packs: Sequence[Pack],
+    mismatched: Mismatched | None,
+    tally: Tally,
+    state: LossState,
+    balance: Balance,
 ) -> LossState:
     """The gradients of a batchwise loss; the state that the step leads to.
 
@@ -239,8 +250,9 @@ def _two_passes(
 
     def learn(index: int, pack: Pack) -> None:
         _put_back(device, generators[index])
-        logps = objective.scorer.token_logps(pack, with_prompts=whole.prompts is not None)
-        spread.backward_from(logps, torch.cat([parts[index] for parts in split]))
+        with balance.pack(index):
+            logps = objective.scorer.token_logps(pack, with_prompts=whole.prompts is not None)
+            spread.backward_from(logps, torch.cat([parts[index] for parts in split]))
 
     objective.run(packs, learn, has_backward=True)
     return state
