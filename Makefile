@@ -14,7 +14,7 @@ help:
 	@echo "make setup   only prepare $(VENV)"
 	@echo "make check   the quick loop: ruff, mypy, import contracts, unit tests"
 	@echo "make bench   measure against the peer (about 35 minutes on a quiet machine)"
-	@echo "make soak    the long form of the kill test (SOAK_SECONDS=300)"
+	@echo "make soak    the long forms: kills of checkpoints (SOAK_SECONDS=300) and jobs, load, planted faults"
 	@echo "make wheel   build dist/*.whl"
 
 setup: $(VENV)/.stamp
@@ -68,6 +68,8 @@ bench: setup peer
 
 soak: setup
 	$(BIN)/python tests/soak/kill_checkpoints.py $(SOAK_SECONDS)
+	$(BIN)/python tests/soak/kill_jobs.py 60
+	$(BIN)/python tests/soak/load_server.py 300 200 10000
 	$(BIN)/python -m pytest tests/soak --timeout 3600
 	$(BIN)/python tests/mutation/run_faults.py --all
 
