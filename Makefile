@@ -64,6 +64,7 @@ trackers: setup
 	bash bench/environments/make.sh tracking
 
 bench: setup peer
+	bash bench/environments/make.sh serve
 	$(BIN)/python bench/run.py
 
 soak: setup

@@ -1,7 +1,7 @@
 """Runs every comparison with the peer and writes `bench/results/*.json` and the table `bench/results/README.md`.
 
-Unattended, at most about 35 minutes on two quiet cores. `--only parity|quality|lora` runs one part; the table is then made
-of the new part and of what the other parts' files say.
+Unattended, at most about 40 minutes on two quiet cores. `--only parity|quality|lora|serving` runs one part; the table is then
+made of the new part and of what the other parts' files say.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import lora_speed
 import measure
 import parity
 import quality_vs_trl
+import serving
 import table
 
 RESULTS = measure.BENCH / "results"
@@ -25,11 +26,13 @@ PARTS: Mapping[str, Callable[[list[str]], dict[str, Any]]] = {
     "parity": parity.main,
     "quality": quality_vs_trl.main,
     "lora": lora_speed.main,
+    "serving": serving.main,
 }
 QUICK: Mapping[str, list[str]] = {
     "parity": ["--steps", "10", "--loss-steps", "3"],
     "quality": ["--seeds", "1"],
     "lora": ["--steps", "2", "--rounds", "1", "--probe-seconds", "0"],
+    "serving": ["--kinds", "tiny", "--dtypes", "float32", "--no-peer"],
 }
 Found = dict[str, Any]
 

@@ -134,7 +134,37 @@ def equality_lines(equal: Found) -> list[str]:
     ]
 
 
-LINES: Mapping[str, Callable[[Found], list[str]]] = {"parity": parity_lines, "quality": quality_lines, "lora": lora_lines}
+def serving_lines(found: Found) -> list[str]:
+    lines = [
+        "## Serving: many chats at once",
+        "",
+        f"{found['chats']} greedy chats over HTTP, a base and three adapters in turn, a fixed number of tokens each; tiny: 256",
+        "wide; smol: SmolLM2-135M's shape; random weights. In bfloat16 both runs tell the two best tokens of a place.",
+        "",
+        *head("model", "one after another, tokens/s", "all at once, tokens/s", "times", "same texts", "first differences"),
+    ]
+    for one in found["rows"]:
+        differ = "" if one["dtype"] == "float32" else f"{one['of_these_close']} of {one['answers_that_differ']} within .1 nat"
+        speeds = f"{one['tokens_per_second_alone']:.0f}", f"{one['tokens_per_second']:.0f}", f"{one['times']:.1f}"
+        lines.append(row(f"{one['kind']} {one['dtype']}", *speeds, f"{one['same_texts']} of {found['chats']}", differ))
+    lines += [
+        "",
+        "Beside `transformers serve` (continuous batching, float32), which has no adapters: the same chats, all of the base.",
+        "",
+    ]
+    lines += head("model", "server", "one after another, tokens/s", "all at once, tokens/s")
+    for kind, both in found["peers"].items():
+        if "left_out" in both:
+            lines.append(row(kind, f"left out: {both['left_out']}", "", ""))
+            continue
+        for name, one in both.items():
+            lines.append(row(kind, name, f"{one['tokens_per_second_alone']:.0f}", f"{one['tokens_per_second']:.0f}"))
+    return lines
+
+
+LINES: Mapping[str, Callable[[Found], list[str]]] = {
+    "parity": parity_lines, "quality": quality_lines, "lora": lora_lines, "serving": serving_lines,
+}  # fmt: skip
 
 
 def page(folder: Path) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -16,12 +16,16 @@ from preftune.app.jobs.platform import Platform
 from preftune.app.jobs.webhooks import Deliverer
 from preftune.app.jobs.worker import LEASE_SECONDS, Worker
 from preftune.core.errors import UsageError
+from preftune.serving.upstream import UpstreamOptions
 
 STARTER = "starter"
 
 
-def offer_models(platform: Platform, given: Mapping[str, str]) -> list[str]:
-    """Offer the starter and the operator's models by name; the names.
+ELSEWHERE = "upstream:"
+
+
+def offer_models(platform: Platform, given: Mapping[str, str], elsewhere: Collection[str] = ()) -> list[str]:
+    """Offer the starter and the operator's models by name, and those that only another server has; the names.
 
     Raises
         UsageError: a folder that is not there.
@@ -30,7 +34,16 @@ def offer_models(platform: Platform, given: Mapping[str, str]) -> list[str]:
         if folder != STARTER and not Path(folder).expanduser().is_dir():
             raise UsageError(f"model {name}={folder}: no such folder; name one that holds a model")
         add_base_model(platform, name, folder if folder == STARTER else str(Path(folder).expanduser().resolve()))
+    for name in elsewhere:
+        if name != STARTER and name not in given:
+            add_base_model(platform, name, ELSEWHERE + name)
     return [STARTER, *(name for name in given if name != STARTER)]
+
+
+def placed_upstreams(given: Mapping[str, str], upstreams: Mapping[str, UpstreamOptions]) -> dict[str, UpstreamOptions]:
+    """The servers elsewhere by the base that each has, as models are placed."""
+    folders = {STARTER: STARTER, **{name: str(Path(folder).expanduser().resolve()) for name, folder in given.items()}}
+    return {folders.get(name, ELSEWHERE + name): options for name, options in upstreams.items()}
 
 
 def work(platform: Platform, *, slots: int, lease: float = LEASE_SECONDS) -> None:

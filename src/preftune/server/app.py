@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from preftune.app.jobs.platform import Platform
 from preftune.app.serving.service import Service, ServingOptions
 from preftune.core.version import __version__
-from preftune.server import observe, serving
+from preftune.server import feedback, observe, serving
 from preftune.server.compat import completions, files, openai, seekr, storage, together
 from preftune.server.errors import add_handlers
 from preftune.server.observe import Meters, Observed
@@ -58,6 +58,7 @@ def create_app(platform: Platform, settings: ServerSettings, options: ServingOpt
         return JSONResponse({"status": "ready"})
 
     dialects = (*together.routers, *seekr.routers, files.router, *openai.routers)
-    for router in (observe.router, storage.router, completions.router, serving.router, *dialects):
+    serving_routers = (completions.router, serving.router, serving.adapters, feedback.router)
+    for router in (observe.router, storage.router, *serving_routers, *dialects):
         app.include_router(router)
     return app

@@ -7,16 +7,18 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import uvicorn
 
 from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform
-from preftune.app.serve import offer_models, start_worker
+from preftune.app.serve import offer_models, placed_upstreams, start_worker
 from preftune.app.serving.service import ServingOptions
 from preftune.core.errors import PreftuneError
 from preftune.server.app import create_app
 from preftune.server.security import add_key, digest_of
 from preftune.server.settings import ServerSettings
+from preftune.serving.upstream import UpstreamOptions
 from preftune.store.base import Query
 from preftune.store.records import Key
 
@@ -32,6 +34,7 @@ def serve(
     slots: int,
     say: Callable[[str], None],
     serving: ServingOptions | None = None,
+    upstreams: Mapping[str, UpstreamOptions] | None = None,
 ) -> None:
     """Listen until SIGTERM or SIGINT; the worker's jobs checkpoint before this returns.
 
@@ -40,7 +43,8 @@ def serve(
         PreftuneError: the port is taken.
     """
     settings.check(has_own_key=bool(os.environ.get("PREFTUNE_API_KEY")) or platform.store.count(Key, Query(None)) > 0)
-    offer_models(platform, models)
+    offer_models(platform, models, (upstreams or {}).keys())
+    serving = replace(serving or ServingOptions(), upstreams=placed_upstreams(models, upstreams or {}))
     _first_key(platform, say)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]

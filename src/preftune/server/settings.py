@@ -19,6 +19,7 @@ class ServerSettings:
     allowed_hosts: Host headers that are answered, besides loopback and ``host``. trusted_proxies: addresses whose
     X-Forwarded-Proto and X-Forwarded-Host are believed. max_upload, max_body: bytes of a file, and of any other request.
     requests_per_minute: of one key, 0 = no limit. name: the organisation that clients are told.
+    adapter_folder: below which admins may offer adapters by path; None: nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +31,7 @@ class ServerSettings:
     max_body: int = 64 << 20
     requests_per_minute: int = 0
     name: str = "preftune"
+    adapter_folder: str | None = None
 
     @property
     def is_loopback(self) -> bool:

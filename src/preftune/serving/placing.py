@@ -11,6 +11,7 @@ from typing import Any
 from preftune.core.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
+STARTER = "starter"
 # what makes an adapter more than A and B beside a matrix; such a one is merged and served as a model of its own
 _MORE = (
     "use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias",
@@ -43,8 +44,9 @@ def place(folder: str) -> Placement:
     base = str(config.get("base_model_name_or_path") or "")
     if not base or not is_plain(config):
         return Placement(folder)
-    place_of = Path(base).expanduser()
-    return Placement(str(place_of.resolve()) if place_of.is_dir() else base, str(Path(folder).resolve()))
+    where = Path(base).expanduser()
+    is_folder = base != STARTER and where.is_dir()  # the starter is the package's, whatever lies in the current folder
+    return Placement(str(where.resolve()) if is_folder else base, str(Path(folder).resolve()))
 
 
 def is_plain(config: Mapping[str, Any]) -> bool:

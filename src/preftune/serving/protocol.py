@@ -63,7 +63,8 @@ class Ask:
     """One request.
 
     Parameters
-        id: the caller's. adapter: folder of the adapter on the engine's base, "" for the base itself.
+        id: the caller's. adapter: folder of the adapter on the engine's base, "" for the base itself. model: its name, for
+            engines that go by names.
         messages, text, ids: exactly one is given: turns for the chat template, raw text, or token ids.
         tools: schemas for the chat template.
         n: choices. is_streamed: whether pieces are wanted. logprobs: alternatives per token (0: the token's own alone), None
@@ -72,6 +73,7 @@ class Ask:
 
     id: str
     adapter: str = ""
+    model: str = ""
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     ids: list[int] | None = None

@@ -115,6 +115,33 @@ def mean_interval(
     return Interval(*((1 - high, 1 - low) if is_mirrored else (low, high)), "bootstrap-t", level)
 
 
+def difference_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> tuple[float, Interval]:
+    r"""The difference of the mean scores of two independent groups, and its interval (MOVER).
+
+    With means p, q and their intervals [l, u] and [m, v] (``mean_interval``), d = p - q lies in
+
+        [d - sqrt((p - l)^2 + (v - q)^2), d + sqrt((u - p)^2 + (q - m)^2)]
+
+    (Zou & Donner 2008, Statistics in Medicine 27, eq. 7; with Wilson's intervals it is Newcombe's method 10.)
+
+    Parameters
+        first, second: (units,) in [0, 1], one score for each unit.
+
+    Raises
+        ValueError: no scores, or one outside [0, 1].
+
+    >>> value, interval = difference_interval([1.0] * 30 + [0.0] * 10, [1.0] * 20 + [0.0] * 20)
+    >>> value, interval.low > 0
+    (0.25, True)
+    """
+    p, q = float(_scores(first).mean()), float(_scores(second).mean())
+    one, other = mean_interval(first, level=level), mean_interval(second, level=level)
+    # the interval of a mean is of its augmented sample and may end a hair on the wrong side of the mean itself
+    low = float(np.hypot(max(0.0, p - one.low), max(0.0, other.high - q)))
+    high = float(np.hypot(max(0.0, one.high - p), max(0.0, q - other.low)))
+    return p - q, Interval(max(-1.0, p - q - low), min(1.0, p - q + high), "MOVER", level)
+
+
 def mean_by_cluster(values: ArrayLike, clusters: Sequence[Hashable]) -> Floats:
     """The mean of each cluster, in the order of first appearance: one score for each prompt.
 

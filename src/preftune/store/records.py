@@ -259,7 +259,11 @@ class Audit(Record):
 
 
 class Capture(Record):
-    """A served completion that was kept, by consent, and what was said of it: a rating, a preference, an edit."""
+    """A served completion that was kept, by consent; what was said of it are its events.
+
+    messages: the prompt; none where only who answered is kept, for a split. choice: its number in the request's answer.
+    split, unit: the split that assigned it, and the hashed user (or request) that it was assigned to.
+    """
 
     kind: ClassVar[str] = "captures"
     filters: ClassVar[frozenset[str]] = frozenset({"model", "request"})
@@ -268,7 +272,9 @@ class Capture(Record):
     request: str
     messages: list[dict[str, Any]]
     completion: str
-    feedback: dict[str, Any] = Field(default_factory=dict)
+    choice: int = 0
+    split: str = ""
+    unit: str = ""
 
 
 class Resource(Record):

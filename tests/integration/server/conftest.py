@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def serve(home, *options):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     yield from serve(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts further servers, with options of their own."""
+    with ExitStack() as running:
+
+        def call(name, *options):
+            return running.enter_context(contextmanager(serve)(tmp_path_factory.mktemp(name), *options))
+
+        yield call
 
 
 @pytest.fixture

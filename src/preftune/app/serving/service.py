@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from preftune.app.jobs.platform import Platform
 from preftune.serving.embedded import EmbeddedEngine, EngineOptions
 from preftune.serving.placing import Placement, place
 from preftune.serving.protocol import Ask, EngineError, EngineEvent
+from preftune.serving.upstream import UpstreamEngine, UpstreamOptions
 from preftune.store.records import ModelVersion
+
+Capturing: TypeAlias = Literal["off", "asked", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServingOptions:
-    """How models are served. engine: of each base. bases: how many may be in memory at once."""
+    """How models are served.
+
+    engine: of each base. bases: how many may be in memory at once. upstreams: bases (as placed) that other servers have.
+    capture: which conversations are kept: none, those whose request says ``store: true``, or all.
+    """
 
     engine: EngineOptions = field(default_factory=EngineOptions)
     bases: int = 2
+    upstreams: Mapping[str, UpstreamOptions] = field(default_factory=dict)
+    capture: Capturing = "off"
 
 
 class Service:
@@ -27,6 +36,7 @@ class Service:
     def __init__(self, platform: Platform, options: ServingOptions) -> None:
         self.platform, self.options = platform, options
         self._engines: dict[str, EmbeddedEngine] = {}
+        self._upstreams = {base: UpstreamEngine(one) for base, one in options.upstreams.items()}
 
     async def answer(self, model: ModelVersion, ask: Ask) -> AsyncGenerator[EngineEvent, None]:
         """The events of a request to a model; closing the iterator cancels it.
@@ -36,7 +46,7 @@ class Service:
         """
         placement = place(model.run)
         engine = await self._engine(placement)
-        events = engine.answer(replace(ask, adapter=placement.adapter))
+        events = engine.answer(replace(ask, adapter=placement.adapter, model=model.name))
         try:
             async for event in events:
                 yield event
@@ -46,11 +56,15 @@ class Service:
     async def load(self, model: ModelVersion) -> None:
         """Bring a model's base into memory; its adapter follows with the first request, in milliseconds."""
         engine = await self._engine(place(model.run))
-        await engine.load()
+        if isinstance(engine, EmbeddedEngine):
+            await engine.load()
 
     async def unload(self, model: ModelVersion) -> None:
         """Take an adapter, or a base with all its adapters, out of memory; those who are being answered keep it."""
         placement = place(model.run)
+        if placement.base in self._upstreams:
+            await self._upstreams[placement.base].unload(placement.adapter)
+            return
         engine = self._engines.get(placement.base)
         if engine is None:
             return
@@ -68,15 +82,19 @@ class Service:
         for base, engine in self._engines.items():
             found = await engine.state()
             rows.append({"base": base, "pid": engine.pid, **engine.facts, **found})
-        return rows
+        return [*rows, *[{"base": base, **await one.state()} for base, one in self._upstreams.items()]]
 
     async def close(self) -> None:
         """End every engine."""
         engines, self._engines = list(self._engines.values()), {}
         for engine in engines:
             await engine.close()
+        for elsewhere in self._upstreams.values():
+            await elsewhere.close()
 
-    async def _engine(self, placement: Placement) -> EmbeddedEngine:
+    async def _engine(self, placement: Placement) -> EmbeddedEngine | UpstreamEngine:
+        if placement.base in self._upstreams:
+            return self._upstreams[placement.base]
         engine = self._engines.get(placement.base)
         if engine is None:
             engine = self._engines[placement.base] = EmbeddedEngine(placement.base, self.options.engine)

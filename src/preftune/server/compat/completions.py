@@ -7,20 +7,21 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from preftune.app.serving.names import served_model
+from preftune.app.serving.capture import keep
 from preftune.app.serving.service import Service
+from preftune.app.serving.splits import Chosen, choose_model
 from preftune.core.errors import UsageError
 from preftune.server.compat import shaping
 from preftune.server.compat.asking import ChatRequest, CompletionRequest, chat_ask, completion_asks
 from preftune.server.errors import ApiError, envelope
 from preftune.server.security import Caller, CallerOf
-from preftune.serving.protocol import Ask, EngineError, EngineEvent
-from preftune.store.records import ModelVersion
+from preftune.serving.protocol import Ask, EngineError, EngineEvent, Finished, Piece, Usage
 
 router = APIRouter()
 STATUS = {"bad_request": 400, "not_found": 404, "overloaded": 429, "unavailable": 503, "failed": 500}
@@ -35,38 +36,82 @@ class ClientGone(Exception):
 @router.post("/v1/inference/chat/completions")
 async def chat(request: Request, caller: CallerOf, body: ChatRequest) -> Response:
     """Answer a conversation."""
-    model = await _model(request, caller, body.model)
-    shape = shaping.Chat(_head("chatcmpl-"), body.model, body.is_counted, body.per_token)
-    return await _respond(request, model, [chat_ask(body)], shape, is_streamed=bool(body.stream))
+    chosen = await _model(request, caller, body.model, body.user)
+    head = _head("chatcmpl-")
+    keeper = Keeper(request.app.state.serving, caller.project, chosen, head[0])
+    ask = chat_ask(body)
+    keeper.consent(ask.messages or [], is_asked=body.store)
+    shape = shaping.Chat(head, body.model, body.is_counted, body.per_token)
+    return await _respond(request, keeper, [ask], shape, is_streamed=bool(body.stream))
 
 
 @router.post("/v1/completions")
 @router.post("/v1/inference/completions")
 async def complete(request: Request, caller: CallerOf, body: CompletionRequest) -> Response:
     """Go on with a text."""
-    model = await _model(request, caller, body.model)
+    chosen = await _model(request, caller, body.model, body.user)
+    head = _head("cmpl-")
     is_together = request.headers.get("user-agent", "").lower().startswith(("together/", "asynctogether/"))
-    shape = shaping.Text(_head("cmpl-"), body.model, body.is_counted, body.n or 1, is_together)
-    return await _respond(request, model, completion_asks(body), shape, is_streamed=bool(body.stream))
+    shape = shaping.Text(head, body.model, body.is_counted, body.n or 1, is_together)
+    keeper = Keeper(request.app.state.serving, caller.project, chosen, head[0])
+    return await _respond(request, keeper, completion_asks(body), shape, is_streamed=bool(body.stream))
 
 
 def _head(prefix: str) -> tuple[str, int]:
     return f"{prefix}{secrets.token_hex(12)}", int(time.time())
 
 
-async def _model(request: Request, caller: Caller, name: str) -> ModelVersion:
+async def _model(request: Request, caller: Caller, name: str, user: str | None) -> Chosen:
     caller.must_be("developer")
     try:
-        return await run_in_threadpool(served_model, request.app.state.platform, caller.project, name)
+        return await run_in_threadpool(choose_model, request.app.state.platform, caller.project, name, user)
     except UsageError as error:
         raise ApiError(404, str(error), param="model", code="model_not_found") from None
 
 
-async def _respond(
-    request: Request, model: ModelVersion, asks: list[Ask], shape: shaping.Shape, *, is_streamed: bool
-) -> Response:
-    service: Service = request.app.state.serving
-    events = _until_gone(request, _merged([service.answer(model, ask) for ask in asks]))
+class Keeper:
+    """Keeps an answer where there is consent, and of a split's answers at least who gave them."""
+
+    def __init__(self, service: Service, project: str, chosen: Chosen, request: str) -> None:
+        self.service, self.chosen = service, chosen
+        self._project, self._request = project, request
+        self._messages: list[dict[str, Any]] = []
+        self._texts: dict[int, str] = {}
+
+    def consent(self, messages: list[dict[str, Any]], *, is_asked: bool | None) -> None:
+        """Whether the conversation may be kept.
+
+        Raises
+            ApiError: it was asked for on a server that keeps none.
+        """
+        how = self.service.options.capture
+        if is_asked and how == "off":
+            raise ApiError(
+                400, "store: this server keeps no completions; its operator can start it with --capture asked", param="store",
+                code="capture_off",
+            )  # fmt: skip
+        if (is_asked and how == "asked") or (how == "all" and is_asked is not False):
+            self._messages = messages
+
+    async def watch(self, events: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
+        """Pass events on, and keep what they add up to before the last one is told."""
+        is_kept = bool(self._messages or self.chosen.split)
+        async with aclosing(events):
+            async for number, event in events:
+                if is_kept and isinstance(event, Piece | Finished):
+                    self._texts[event.choice] = self._texts.get(event.choice, "") + event.text
+                if is_kept and isinstance(event, Usage):
+                    await run_in_threadpool(
+                        keep, self.service.platform, self.chosen.model, self._project, self._request, self._messages, self._texts,
+                        split=(self.chosen.split, self.chosen.unit),
+                    )  # fmt: skip
+                    is_kept = False
+                yield number, event
+
+
+async def _respond(request: Request, keeper: Keeper, asks: list[Ask], shape: shaping.Shape, *, is_streamed: bool) -> Response:
+    service, model = keeper.service, keeper.chosen.model
+    events = _until_gone(request, keeper.watch(_merged([service.answer(model, ask) for ask in asks])))
     try:
         if is_streamed:
             first = await anext(events)  # a refusal has its own status, so it must come before the stream begins
