@@ -151,7 +151,7 @@ def spread_over(
     for module in reversed(list(model.modules())):
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh, mp_policy=policy)
-    # True for the root too: after a pass without a backward one its weights would stay whole, and be stale after a step
+    # True for the root too: after a pass without a backward one its weights would stay whole, and its part unreadable
     fully_shard(entry, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return Spread(kind, ranks, entry, is_synced_each_pack=is_full, dtype=dtype if is_full else None)
 
