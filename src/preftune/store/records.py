@@ -6,12 +6,13 @@ insert of a kind and is what lists are ordered and paged by, because two records
 
 from __future__ import annotations
 
+import re
 import secrets
 import uuid
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 JobStatus: TypeAlias = Literal[
     "validating", "queued", "running", "exporting", "paused", "cancelled", "succeeded", "failed"
@@ -34,6 +35,24 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{uuid.uuid4()}" if prefix == "ft-" else f"{prefix}{secrets.token_hex(12)}"
 
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(value: Any) -> Any:
+    """The value with U+FFFD in the place of what no database keeps in a text: NUL, and halves of surrogate pairs.
+
+    >>> storable({"a": ["x\\0y", 1]})
+    {'a': ['x\ufffdy', 1]}
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {storable(key): storable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(storable(one) for one in value)
+    return value
+
+
 class Record(BaseModel):
     """A row. ``kind`` names its table; ``filters`` are the fields that a list may be narrowed by."""
 
@@ -45,6 +64,11 @@ class Record(BaseModel):
     number: int = 0
     project: str
     created_at: datetime = Field(default_factory=now)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        return storable(values)
 
 
 class Project(Record):

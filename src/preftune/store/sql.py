@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 from preftune.core.errors import InputError
 from preftune.store.base import MAX_PAGE, Conflict, LeaseLost, Page, Query, R, StoreUnavailable, lost_attempts
 from preftune.store.migrate import upgrade
-from preftune.store.records import KINDS, Event, Job, Record, now
+from preftune.store.records import KINDS, Event, Job, Record, now, storable
 from preftune.store.tables import columns_of, tables
 
 BUSY_SECONDS = 30.0
@@ -47,7 +47,7 @@ class SqlStore:
     def get(self, kind: type[R], record_id: str, project: str | None = None, *, with_deleted: bool = False) -> R | None:
         """See ``Store.get``."""
         table = tables[kind.kind]
-        query = select(table.c.number, table.c.body).where(table.c.id == record_id)
+        query = select(table.c.number, table.c.body).where(table.c.id == storable(record_id))
         if project is not None:
             query = query.where(table.c.project == project)
         if not with_deleted and "deleted_at" in table.c:
@@ -63,7 +63,7 @@ class SqlStore:
         limit = min(query.limit, MAX_PAGE)
         with self._read() as connection:
             if query.after is not None:
-                last = select(table.c.number).where(table.c.id == query.after)
+                last = select(table.c.number).where(table.c.id == storable(query.after))
                 if query.project is not None:
                     last = last.where(table.c.project == query.project)
                 number = connection.execute(last).scalar()
@@ -189,7 +189,7 @@ class SqlStore:
         self, connection: Connection, kind: type[R], record_id: str, changes: Mapping[str, Any], expect: Mapping[str, Any]
     ) -> R | None:
         table = tables[kind.kind]
-        query = select(table.c.number, table.c.body).where(table.c.id == record_id).with_for_update()
+        query = select(table.c.number, table.c.body).where(table.c.id == storable(record_id)).with_for_update()
         row = connection.execute(query).first()
         if row is None:
             return None
@@ -229,10 +229,10 @@ class SqlStore:
             asked = asked.where(table.c.project == query.project)
         if not query.with_deleted and "deleted_at" in table.c:
             asked = asked.where(table.c.deleted_at.is_(None))
-        for name, value in query.where.items():
+        for name, value in storable(dict(query.where)).items():
             many = isinstance(value, (tuple, list, set, frozenset))
             asked = asked.where(table.c[name].in_(list(value)) if many else table.c[name] == value)
-        for key, value in query.metadata.items():
+        for key, value in storable(dict(query.metadata)).items():
             asked = asked.where(table.c.body["metadata"][key].as_string() == value)
         return asked
 

@@ -197,3 +197,17 @@ def test_a_dump_fills_an_empty_store_and_numbers_go_on(store, tmp_path):
     with pytest.raises(Conflict, match="not empty"):
         store.load(dumped)
     other.close()
+
+
+def test_what_no_database_keeps_in_a_text_is_replaced_by_every_store(store):
+    kept = store.insert(file("a\0b", report={"line\0": ["x\ud800"]}))
+    assert store.get(File, kept.id) == kept
+    assert (kept.filename, kept.report) == ("a\ufffdb", {"line\ufffd": ["x\ufffd"]})
+    changed = store.change(File, kept.id, {"filename": "c\0"})
+    assert store.get(File, kept.id).filename == changed.filename == "c\ufffd"
+    for odd in ("file-\0", "\ud800"):
+        assert store.get(File, odd) is None
+        assert store.page(File, Query(None, {"purpose": odd}, after=None)).items == ()
+        assert store.page(File, Query(None, after=odd)).items == ()
+        assert store.change(File, odd, {"filename": "d"}) is None
+    assert store.page(Job, Query(None, metadata={"a\0": "\ud800"})).items == ()
