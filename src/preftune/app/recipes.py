@@ -60,6 +60,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def make_recipe(given: Mapping[str, Any], folder: Path | None = None) -> Recipe:
     """A checked recipe from a mapping, the same thing as a file; relative paths are relative to ``folder`` (or here)."""
+    return _absolute(check_recipe(given), folder or Path.cwd())
+
+
+def check_recipe(given: Mapping[str, Any]) -> Recipe:
+    """A checked recipe whose names stay as they were written: no folder of this machine is looked at."""
     recipe = build_recipe(given, loss_options())
     from preftune.maths.losses.base import losses
 
@@ -73,7 +78,7 @@ def make_recipe(given: Mapping[str, Any], folder: Path | None = None) -> Recipe:
         from preftune.app.tracking import build_sinks
 
         build_sinks(recipe)
-    return _absolute(recipe, folder or Path.cwd())
+    return recipe
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ VERBS = {
     "export": "Write a trained model for other programs, and prove that it is the same.",
     "serve": "Serve the API, with a worker.",
     "worker": "Run queued jobs.",
+    "keys": "API keys of an installation: make, list, revoke.",
     "backup": "Write the whole state of a server to one file.",
     "restore": "Bring a server back from a backup.",
     "chat": "Talk to a model; record which of two answers is better.",

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from preftune.app.jobs.platform import Platform
 from preftune.app.serving.service import Service, ServingOptions
 from preftune.core.version import __version__
-from preftune.server import feedback, observe, serving
+from preftune.server import feedback, native, observe, serving
 from preftune.server.compat import completions, files, openai, seekr, storage, together
 from preftune.server.errors import add_handlers
 from preftune.server.observe import Meters, Observed
@@ -59,6 +59,6 @@ def create_app(platform: Platform, settings: ServerSettings, options: ServingOpt
 
     dialects = (*together.routers, *seekr.routers, files.router, *openai.routers)
     serving_routers = (completions.router, serving.router, serving.adapters, feedback.router)
-    for router in (observe.router, storage.router, *serving_routers, *dialects):
+    for router in (observe.router, storage.router, *serving_routers, *native.routers, *dialects):
         app.include_router(router)
     return app

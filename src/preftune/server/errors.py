@@ -42,7 +42,12 @@ class ApiError(PreftuneError):
 
 def not_found(kind: str, name: str) -> ApiError:
     """404 for a thing that is not there, or belongs to another project."""
-    return ApiError(404, f"no {kind} {name!r}", param="id", code=f"{kind.replace(' ', '_')}_not_found")
+    return ApiError(
+        404,
+        f"no {kind} {name[:80]!r}; check the id, or list what there is",
+        param="id",
+        code=f"{kind.replace(' ', '_')}_not_found",
+    )
 
 
 def envelope(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:

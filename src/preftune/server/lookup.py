@@ -38,6 +38,14 @@ def training_job(request: Request, caller: Caller, job_id: str, *, with_deleted:
     return job
 
 
+def native_job(request: Request, caller: Caller, job_id: str, *, with_deleted: bool = False) -> Job:
+    """A job of any kind by its id; the native API shows them all."""
+    job = platform_of(request).store.get(Job, job_id, caller.project, with_deleted=with_deleted)
+    if job is None:
+        raise not_found("job", job_id)
+    return job
+
+
 def model_of(request: Request, caller: Caller, name: str) -> ModelVersion:
     """A model by its name, ``NAME:STEP`` or id."""
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from preftune.app.jobs import states
 from preftune.app.jobs.models import find_model, start_of
 from preftune.app.jobs.platform import Platform, event
-from preftune.app.recipes import make_recipe
+from preftune.app.recipes import check_recipe
 from preftune.server.errors import ApiError
 from preftune.server.security import Caller, audit
 from preftune.store.records import File, Job, ModelVersion, new_id
@@ -60,10 +60,14 @@ def create(platform: Platform, caller: Caller, wanted: Wanted) -> Job:
         UsageError: a file that cannot be used, or an idempotency key of another request.
     """
     caller.must_be("developer")
-    job = job_of(platform, caller.project, wanted)
+    return submit(platform, caller, job_of(platform, caller.project, wanted), wanted.warnings)
+
+
+def submit(platform: Platform, caller: Caller, job: Job, warnings: Sequence[str]) -> Job:
+    """Keep a checked job, or give the one of before where its idempotency key is known."""
     kept = states.submit(platform, job)
     if kept.id == job.id:
-        for text in wanted.warnings:
+        for text in warnings:
             platform.store.insert(event(job.id, job.project, "warning", text, level="warn"))
         audit(platform, caller, "job.create", job.id)
     return kept
@@ -145,7 +149,7 @@ def job_of(platform: Platform, project: str, wanted: Wanted) -> Job:
     if wanted.from_checkpoint:
         stage["from_checkpoint"] = wanted.from_checkpoint
     try:
-        made = make_recipe({"model": {**model, "name": "starter"}, "seed": seed, "stages": [stage]})
+        made = check_recipe({"model": {**model, "name": "starter"}, "seed": seed, "stages": [stage]})
     except (TypeError, ValueError, AttributeError) as error:  # a value of another kind than its key takes
         raise ApiError(400, f"preftune: a value is of the wrong kind: {' '.join(str(error).split())}", param="preftune") from None
     recipe = made.model_dump(mode="json")

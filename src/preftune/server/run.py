@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import uvicorn
 
+from preftune.app.jobs.keys import add_key, digest_of
 from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform
 from preftune.app.serve import offer_models, placed_upstreams, start_worker
 from preftune.app.serving.service import ServingOptions
 from preftune.core.errors import PreftuneError
 from preftune.server.app import create_app
-from preftune.server.security import add_key, digest_of
 from preftune.server.settings import ServerSettings
 from preftune.serving.upstream import UpstreamOptions
 from preftune.store.base import Query

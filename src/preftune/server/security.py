@@ -17,17 +17,14 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from preftune.app.jobs.keys import digest_of
 from preftune.app.jobs.platform import Platform
-from preftune.core.errors import UsageError
 from preftune.server.errors import ApiError, envelope
 from preftune.server.settings import ServerSettings
-from preftune.store.base import Conflict, Query
+from preftune.store.base import Query
 from preftune.store.records import Audit, Key, Role, new_id, now
 
-PREFIX = "pt-"
-MIN_KEY = 16
 _RANK: dict[Role, int] = {"annotator": 0, "developer": 1, "admin": 2}
-_PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +39,6 @@ class Caller:
         """ApiError 403 unless the caller's role is at least this one."""
         if _RANK[self.role] < _RANK[role]:
             raise ApiError(403, f"this key's role is {self.role}, and the request needs {role}", code="role")
-
-
-def digest_of(key: str) -> str:
-    """What is kept of a key. Keys are long random texts, so a fast hash cannot be guessed backwards."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def add_key(platform: Platform, project: str, name: str, role: Role = "developer", value: str | None = None) -> tuple[Key, str]:
-    """Make a key; its value is given back once and never kept.
-
-    Raises
-        UsageError: a value that is too short to be safe, or that another key has.
-    """
-    text = value or PREFIX + secrets.token_urlsafe(32)
-    if len(text) < MIN_KEY or not _PLAIN.fullmatch(text):
-        raise UsageError(f"a key has at least {MIN_KEY} printable characters without blanks; leave it out to have one made")
-    key = Key(id=new_id("key_"), project=project, name=name, role=role, digest=digest_of(text), prefix=text[:7])
-    try:
-        return platform.store.insert(key), text
-    except Conflict:
-        raise UsageError("another key has this value; leave it out to have one made") from None
 
 
 def authenticate(platform: Platform, header: str | None) -> Caller:

@@ -119,7 +119,7 @@ def starter_rows(tmp_path):
 def other_key(served):
     """A key of another project of the same server."""
     code = (
-        "from preftune.app.jobs.platform import Platform; from preftune.server.security import add_key; "
+        "from preftune.app.jobs.platform import Platform; from preftune.app.jobs.keys import add_key; "
         "platform = Platform.open(); print(add_key(platform, platform.project('other').id, 'other')[1])"
     )
     environment = {**os.environ, "PREFTUNE_HOME": str(served.home / "state"), "PREFTUNE_CACHE": str(served.home / "cache")}

@@ -8,10 +8,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from preftune.app.context import Context
+from preftune.app.jobs.keys import add_key
 from preftune.app.jobs.models import add_base_model
 from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform
 from preftune.server.app import create_app
-from preftune.server.security import add_key
 from preftune.server.settings import ServerSettings
 from preftune.store.artifacts import Artifacts
 from preftune.store.memory import MemoryStore

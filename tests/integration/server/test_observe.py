@@ -9,10 +9,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from preftune.app.context import Context
+from preftune.app.jobs.keys import add_key
 from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform
 from preftune.server.app import create_app
 from preftune.server.observe import JsonLines
-from preftune.server.security import add_key
 from preftune.server.settings import ServerSettings
 from preftune.store.records import Job, new_id
 

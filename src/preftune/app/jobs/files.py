@@ -12,6 +12,7 @@ from preftune.store.records import File, Job, new_id, now
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 COMPRESSED = ("", ".gz", ".zst")
 MAX_REPORTED = 20
+MAX_ANNOTATORS = 1000
 # files that no job trains on: rows to evaluate, batches, attachments
 OTHER_PURPOSES = frozenset({"eval", "evals", "batch", "batch-api", "user_data", "assistants", "vision", "calibration", "result"})
 
@@ -139,6 +140,7 @@ def inspect(path: str, filename: str, told_as: str | None = None) -> dict[str, A
         "num_excluded": len(read.excluded),
         "bad_rows": bad,
         "kinds": _kinds(read.examples),
+        "annotators": _annotators(read.examples),
     }
     if not read.examples:
         first = bad[0] if bad else {"line": 0, "message": "it has no rows"}
@@ -166,6 +168,11 @@ def _bad_rows(path: str, told_as: str) -> dict[str, Any]:
         if not found:
             return {}
     return {"bad_rows": [_told(row) for row in found[:MAX_REPORTED]], "num_excluded": len(found)}
+
+
+def _annotators(examples: Iterable[Any]) -> list[str]:
+    """Who judged the rows, as far as the file says; at most MAX_ANNOTATORS of them."""
+    return sorted({one for example in examples for one in example.provenance.annotators})[:MAX_ANNOTATORS]
 
 
 def _kinds(examples: Iterable[Any]) -> dict[str, int]:

@@ -38,6 +38,12 @@ class Platform:
         platform.project(DEFAULT_PROJECT)
         return platform
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.store.close()
+
     @staticmethod
     def places(
         context: Context | None = None, *, database: str | None = None, artifacts: str | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from preftune.app.jobs.aliases import find_alias
 from preftune.app.jobs.models import find_model
 from preftune.app.jobs.platform import Platform
 from preftune.core.errors import UsageError
-from preftune.store.base import Query
-from preftune.store.records import Alias, Job, ModelVersion
+from preftune.store.records import Job, ModelVersion
 
 
 def served_model(platform: Platform, project: str, name: str) -> ModelVersion:
@@ -15,9 +15,9 @@ def served_model(platform: Platform, project: str, name: str) -> ModelVersion:
     Raises
         UsageError: no such model; the message lists those that there are.
     """
-    aliases = platform.store.page(Alias, Query(project, {"name": name}, limit=1)).items
-    if aliases:
-        return find_model(platform, project, aliases[0].model)
+    alias = find_alias(platform, project, name)
+    if alias is not None:
+        return find_model(platform, project, alias.model)
     job_id, _, step = name.partition(":")
     job = platform.store.get(Job, job_id, project) if job_id.startswith("ft-") else None
     if job is not None and job.status != "succeeded":

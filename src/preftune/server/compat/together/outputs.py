@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import time
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -12,13 +10,14 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from preftune.app.jobs.exports import Form, archive_key, request_archive
+from preftune.app.jobs.exports import Form, archive_key
 from preftune.app.jobs.models import start_of
 from preftune.app.jobs.platform import Platform
 from preftune.core.errors import UsageError
 from preftune.server.errors import ApiError
 from preftune.server.job_views import checkpoints_of, is_held_out, metrics_of
 from preftune.server.lookup import platform_of, training_job
+from preftune.server.packing import packed
 from preftune.server.ranges import content_of
 from preftune.server.security import CallerOf, audit
 from preftune.server.views import zulu
@@ -104,7 +103,7 @@ async def download(
     form: Form = "adapter" if checkpoint == "adapter" else "merged"
     model = await run_in_threadpool(_model, platform, caller.project, ft_id, checkpoint_step)
     is_cli = request.headers.get("user-agent", "").startswith("AsyncTogether")
-    await _packed(platform, model, form, CLI_SECONDS if is_cli else SDK_SECONDS)
+    await packed(platform, model, form, CLI_SECONDS if is_cli else SDK_SECONDS)
     audit(platform, caller, "model.download", model.id, form=form)
     return await run_in_threadpool(content_of, request, archive_key(model, form), "application/x-tar")
 
@@ -117,17 +116,3 @@ def _model(platform: Platform, project: str, ft_id: str, step: int | None) -> Mo
         return start_of(platform, project, ft_id if step is None else f"{ft_id.partition(':')[0]}:{step}")
     except UsageError as error:
         raise ApiError(404, str(error), param="ft_id", code="checkpoint_not_found") from None
-
-
-async def _packed(platform: Platform, model: ModelVersion, form: Form, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    job = await run_in_threadpool(request_archive, platform, model, form)
-    while job is not None and job.status not in {"succeeded", "failed"}:
-        if time.monotonic() > until:
-            raise ApiError(503, "the archive is being packed; ask again", code="packing", headers={"Retry-After": "2"})
-        await asyncio.sleep(0.25)
-        job = await run_in_threadpool(platform.store.get, Job, job.id)
-    if job is not None and job.status == "failed":
-        raise ApiError(
-            400, f"the weights cannot be packed: {job.error.get('message', 'see the server log')}", code="export_failed"
-        )
