@@ -1,4 +1,4 @@
-"""Attention over packs in which every prompt stands once: the registered function and its layout.
+"""Attention over packs in which every prompt stands once: the registered function and the path that it takes.
 
 transformers passes unknown keyword arguments of a model's forward down to the attention function, so the layout
 travels as ``model(..., pair_layout=layout)`` and there is no global state. No mask function is registered under the
@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,10 +31,11 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from preftune.core.errors import PreftuneError
 from preftune.data.pack import Group
+from preftune.modeling.group_attention import group_attention
+from preftune.modeling.layout import Call, PairLayout
 from preftune.modeling.long_attention import in_chunks, long_attention
 
 SHARED = "preftune_shared"
-KEPT_TOKENS = 512
 EXPLICIT_TOKENS = 1024
 HARMLESS = frozenset(
     {
@@ -55,47 +56,14 @@ class CannotShare(PreftuneError):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What one attention layer asked for, recorded while a probe runs."""
+class Asked:
+    """What a layer asks of its attention: the scale of its scores, and perhaps a window, a soft cap, sinks, dropout."""
 
-    module: str
-    window: int | None
-    softcap: float | None
-    has_sinks: bool
-
-
-MaskKey: TypeAlias = tuple[int, tuple[int, ...], int | None, int]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairLayout:
-    """Where the groups of a pack lie, and the masks that its layers share.
-
-    trace: a list that every attention call is written to (certificates); None in normal work.
-    """
-
-    groups: tuple[Group, ...]
-    trace: list[Call] | None = None
-    masks: dict[MaskKey, Tensor] = field(default_factory=dict)
-
-    def mask(self, group: Group, window: int | None, repeats: int, like: Tensor) -> Tensor:
-        """Additive mask of one group, for ``repeats`` heads: (repeats * tokens, tokens), 0 where seen, -inf where hidden."""
-        if window is not None and window >= group.prompt + max(group.completions):
-            window = None  # a window that hides nothing shares the mask of the full layers
-        key = (group.prompt, group.completions, window, repeats)
-        if key not in self.masks:
-            seen = torch.ones(group.num_tokens, group.num_tokens, dtype=torch.bool).tril_()
-            starts = _starts(group)
-            for start, length in zip(starts, group.completions, strict=True):
-                seen[start + length :, start : start + length] = False
-            if window is not None:
-                position = torch.cat(
-                    [torch.arange(group.prompt), *(group.prompt + torch.arange(length) for length in group.completions)]
-                )
-                seen &= position[None, :] > position[:, None] - window
-            hidden = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
-            self.masks[key] = hidden.repeat(repeats, 1).to(dtype=like.dtype, device=like.device)
-        return self.masks[key]
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    dropout: float = 0.0
 
 
 def shared_attention(
@@ -125,16 +93,22 @@ def shared_attention(
         raise CannotShare(f"{type(module).__name__} passes {', '.join(unknown)} to its attention function")
     if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise CannotShare(f"{type(module).__name__} is not causal")
-    if pair_layout.trace is not None:
-        pair_layout.trace.append(Call(type(module).__name__, sliding_window, softcap, s_aux is not None))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    if softcap is not None or s_aux is not None or dropout > 0.0:
-        parts = _each_completion(query, key, value, pair_layout, _Explicit(scale, sliding_window, softcap, s_aux, dropout))
-    elif query.device.type != "cpu":
-        parts = _each_completion(query, key, value, pair_layout, _Flat(scale, sliding_window))
+    asked = Asked(scale, sliding_window, softcap, s_aux, dropout)
+    return attend(module, query, key, value, pair_layout, asked), None
+
+
+def attend(module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, asked: Asked) -> Tensor:
+    """The path for the device and for what is asked: q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> (1, T, H, E)."""
+    if layout.trace is not None:
+        layout.trace.append(Call(type(module).__name__, asked.window, asked.softcap, asked.sinks is not None))
+    if asked.softcap is not None or asked.sinks is not None or asked.dropout > 0.0:
+        parts = _each_completion(q, k, v, layout, _Explicit(asked.scale, asked.window, asked.softcap, asked.sinks, asked.dropout))
+    elif q.device.type != "cpu":
+        parts = _each_completion(q, k, v, layout, _Flat(asked.scale, asked.window))
     else:
-        return _grouped(query, key, value, pair_layout, scale, sliding_window), None
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+        return _grouped(q, k, v, layout, asked.scale, asked.window)
+    return torch.cat(parts, 2).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(SHARED, cast(Callable[..., Any], shared_attention))
@@ -175,25 +149,16 @@ def plain_name(model: PreTrainedModel) -> str:
     return "sdpa" if getattr(type(model), "_supports_sdpa", False) else "eager"
 
 
-def _starts(group: Group) -> list[int]:
-    """First token of each completion, counted from the start of the group."""
-    starts, at = [], group.prompt
-    for length in group.completions:
-        starts.append(at)
-        at += length
-    return starts
-
-
 def _grouped(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
     """The CPU path: short groups in one Function, long ones by scaled_dot_product_attention."""
     if all(group.num_tokens <= EXPLICIT_TOKENS for group in layout.groups):
-        return _group_attention(q, k, v, layout, scale, window)
+        return group_attention(q, k, v, layout, scale, window)
     parts = []
     for group in layout.groups:
         span = slice(group.start, group.start + group.num_tokens)
-        alone = PairLayout((Group(0, group.prompt, group.completions),), None, layout.masks)
+        alone = replace(layout, groups=(Group(0, group.prompt, group.completions),), trace=None)
         if group.num_tokens <= EXPLICIT_TOKENS:
-            part = _group_attention(q[:, :, span], k[:, :, span], v[:, :, span], alone, scale, window)
+            part = group_attention(q[:, :, span], k[:, :, span], v[:, :, span], alone, scale, window)
         else:
             part = _long_group(q[:, :, span], k[:, :, span], v[:, :, span], alone, scale, window).transpose(1, 2)
         parts.append(part)
@@ -205,70 +170,6 @@ def _long_group(q: Tensor, k: Tensor, v: Tensor, alone: PairLayout, scale: float
     if window is not None and window < group.prompt + max(group.completions):
         return torch.cat(_each_completion(q, k, v, alone, _Explicit(scale, window, None, None, 0.0)), 2)
     return long_attention(q, k, v, group, scale)
-
-
-def _group_attention(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
-    return cast(Tensor, GroupAttention.apply(q, k, v, layout, scale, window))  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-
-class GroupAttention(torch.autograd.Function):
-    """Softmax attention of every group by three batched products over the kv heads.
-
-    q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> (1, T, H, E). One Function for all groups of a pack and none per
-    slice: autograd's copies for slices cost as much as the products themselves on a CPU. Softmax sums in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
-        """Outputs of every group, and its probabilities where they will be wanted again."""
-        _, heads, tokens, width = q.shape
-        kv_heads, out_width = k.shape[1], v.shape[3]
-        is_training = any(ctx.needs_input_grad[:3])
-        out = q.new_empty(tokens, heads, out_width)
-        kept: list[Tensor | None] = []
-        for group in layout.groups:
-            n, span = group.num_tokens, slice(group.start, group.start + group.num_tokens)
-            rows = q[0, :, span].reshape(kv_heads, -1, width)  # heads that share a key head are rows of one product
-            p = _probabilities(rows, k[0, :, span], layout.mask(group, window, heads // kv_heads, q), scale)
-            out[span] = torch.bmm(p, v[0, :, span]).view(heads, n, out_width).transpose(0, 1)
-            kept.append(p if is_training and n <= KEPT_TOKENS else None)
-        ctx.save_for_backward(q, k, v)
-        ctx.layout, ctx.scale, ctx.window, ctx.kept = layout, scale, window, kept
-        return out[None]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of queries, keys and values."""
-        q, k, v = ctx.saved_tensors
-        _, heads, tokens, width = q.shape
-        kv_heads, out_width = k.shape[1], v.shape[3]
-        grad = grads[0][0]
-        # laid out (tokens, heads, D), as the projections that made q, k and v want their gradients
-        dq, dk, dv = (x.new_empty(tokens, x.shape[1], x.shape[3]) for x in (q, k, v))
-        for group, kept in zip(ctx.layout.groups, ctx.kept, strict=True):
-            n, span = group.num_tokens, slice(group.start, group.start + group.num_tokens)
-            rows, keys, values = q[0, :, span].reshape(kv_heads, -1, width), k[0, :, span], v[0, :, span]
-            p = kept
-            if p is None:
-                p = _probabilities(rows, keys, ctx.layout.mask(group, ctx.window, heads // kv_heads, q), ctx.scale)
-            do = grad[span].transpose(0, 1).reshape(kv_heads, -1, out_width)
-            dv[span] = torch.bmm(p.transpose(1, 2), do).transpose(0, 1)
-            ds = _softmax_backward(p, torch.bmm(do, values.transpose(1, 2)), ctx.scale)
-            dq[span] = torch.bmm(ds, keys).view(heads, n, width).transpose(0, 1)
-            dk[span] = torch.bmm(ds.transpose(1, 2), rows).transpose(0, 1)
-        ctx.kept = None  # probabilities are the largest part of a pack's memory
-        return dq.transpose(0, 1)[None], dk.transpose(0, 1)[None], dv.transpose(0, 1)[None], None, None, None
-
-
-def _probabilities(rows: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """softmax(rows keys^T * scale + mask): (kv_heads, heads per kv head * n, n) in the dtype of rows; sums in float32."""
-    scores = torch.baddbmm(mask.expand(rows.shape[0], -1, -1), rows, keys.transpose(1, 2), alpha=scale)
-    return torch.softmax(scores, -1)
-
-
-def _softmax_backward(p: Tensor, dp: Tensor, scale: float) -> Tensor:
-    """(p * (dp - sum(p * dp))) * scale, summed in float32, in the dtype of p."""
-    return torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scale)  # noqa: SLF001 (the operator behind softmax)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
 import numpy.typing as npt
@@ -21,15 +22,16 @@ from preftune.data.pack import Pack
 from preftune.maths.types import SequenceLogps
 from preftune.modeling.attention import (
     SHARED,
-    Call,
     CannotShare,
-    PairLayout,
     attention_name,
     plain_attention,
     plain_name,
     use_attention,
 )
+from preftune.modeling.block import Trial, drop_block, has_block, use_blocks
 from preftune.modeling.head import HeadSpec, head_spec, token_concentration, token_logps
+from preftune.modeling.kernels import EAGER, Kernels
+from preftune.modeling.layout import Call, PairLayout
 from preftune.modeling.routers import Routers
 from preftune.modeling.sharing import probe_pack, trace_fault, why_not_shared
 
@@ -68,6 +70,8 @@ class Scorer:
         head_chunk: tokens whose logits exist at one time; None chooses by the size of the vocabulary.
         entry: the module that the model is reached through, where it is spread over processes; else one of its own.
         dtype: that the model computes in, where its weights are kept in another one.
+        blocks: run layers of the Llama kind as fused blocks where they share prefixes (:mod:`preftune.modeling.block`).
+        kernels: the elementwise arithmetic of fused blocks and of the head.
 
     Attributes
         peers: where weights are sharded, the packs that all processes run at the same time: without sharing each takes
@@ -87,13 +91,17 @@ class Scorer:
         head_chunk: int | None = None,
         entry: nn.Module | None = None,
         dtype: torch.dtype | None = None,
+        blocks: bool = True,
+        kernels: Kernels = EAGER,
     ) -> None:
         self.model = model
+        self.kernels = kernels
+        self._wants_blocks = blocks and entry is None  # sharded weights are not such that blocks can read them
         self.entry = Entry(model) if entry is None else entry
         self._base = base_of(model)
         self.peers: Sequence[Pack] = ()  # the packs that other processes run meanwhile
         self._dtype = dtype
-        self._spec: HeadSpec | None = head_spec(self._base, head_chunk)
+        self._spec: HeadSpec | None = replace(head_spec(self._base, head_chunk), softmax=kernels.token_softmax)
         self._concentrations: list[Tensor] | None = None  # where the head puts them while they are asked for
         self.routers: Routers | None = None  # whose auxiliary loss is part of the objective, with this weight
         self.router_weight = 0.0
@@ -106,13 +114,22 @@ class Scorer:
     @property
     def kernel(self) -> str:
         """Layout, attention and head in words: ``shared/preftune_shared/fused`` or ``rows/sdpa/logits``."""
-        layout = f"shared/{SHARED}" if self.is_shared else f"rows/{plain_name(self._base)}"
+        layout = f"shared/{SHARED}{self._blocks}" if self.is_shared else f"rows/{plain_name(self._base)}"
         return f"{layout}/{'logits' if self._spec is None else 'fused'}"
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the model computes in."""
         return self._base.dtype if self._dtype is None else self._dtype
+
+    @property
+    def num_blocks(self) -> int:
+        """Layers that run as fused blocks."""
+        return sum(has_block(layer) for layer in decoder_layers(self._base)) if self.is_shared else 0
+
+    @property
+    def _blocks(self) -> str:
+        return f"+{self.num_blocks}blocks/{self.kernels.name}" if self.num_blocks else ""
 
     @property
     def device(self) -> torch.device:
@@ -163,16 +180,16 @@ class Scorer:
         sums = sums.index_add(0, self._tensor(pack.segments), logps)
         return SequenceLogps(sums, self._tensor(pack.num_tokens))
 
-    def _shared_row(self, pack: Pack, trace: list[Call] | None, *, with_prompts: bool = False) -> Tensor:
-        extras = {
-            "position_ids": self._tensor(pack.positions)[None],
-            "pair_layout": PairLayout(pack.groups, trace),
-        }
+    def _shared_row(
+        self, pack: Pack, trace: list[Call] | None, *, with_prompts: bool = False, trial: Trial | None = None
+    ) -> Tensor:
         rows, targets = self._tensor(pack.rows), self._tensor(pack.targets)
         if with_prompts:
             places = [place for group in pack.groups for place in range(group.start, group.start + group.prompt - 1)]
             more = torch.tensor(places, dtype=rows.dtype, device=rows.device)
             rows, targets = torch.cat([rows, more]), torch.cat([targets, self._tensor(pack.ids).index_select(0, more + 1)])
+        layout = PairLayout(pack.groups, trace, kernels=self.kernels, rows=None if self._spec is None else rows, trial=trial)
+        extras = {"position_ids": self._tensor(pack.positions)[None], "pair_layout": layout}
         return self._score(self._tensor(pack.ids)[None], rows, targets, extras)
 
     def _rows(self, pack: Pack, *, with_prompts: bool = False) -> Tensor:
@@ -210,8 +227,10 @@ class Scorer:
                 self._concentrations.append(torch.logsumexp(2 * every.detach(), -1))
             return every.gather(1, targets[:, None]).squeeze(1)
         hidden = base.base_model(input_ids=ids, use_cache=False, **extras).last_hidden_state[0]
+        layout = extras.get("pair_layout")
+        is_picked = layout is not None and bool(layout.taken)  # by the last layer, which left the other rows out
         # index_select, because the backward of h[rows] adds in any order where a row is used twice
-        picked, head = hidden.index_select(0, rows), output_head(base)
+        picked, head = hidden if is_picked else hidden.index_select(0, rows), output_head(base)
         if self._concentrations is not None:
             self._concentrations.append(token_concentration(picked, head, self._spec))
         return token_logps(picked, head, targets, self._spec)
@@ -252,11 +271,25 @@ class Scorer:
             fault = trace_fault(base, trace)
             if fault is None and not self._agrees(got, expected):
                 fault = f"packed log-probs differ from plain ones by {(got - expected).abs().max():.2g} nats on a probe"
+            if fault is None and self._wants_blocks:
+                self._try_blocks(pack, expected)
         except CannotShare as error:
             fault = str(error)
         if fault is not None:
             base.set_attn_implementation(before)
         return fault or ""
+
+    def _try_blocks(self, pack: Pack, expected: Tensor) -> None:
+        """Fused blocks for the layers that pass their trial, if the log-probs of the probe stay what they are."""
+        layers = decoder_layers(self._base)
+        if not use_blocks(layers):
+            return
+        with torch.no_grad():
+            self.entry(lambda: self._shared_row(pack, None, trial=Trial()))
+            is_right = self._agrees(self.entry(lambda: self._shared_row(pack, None)), expected)
+        if not is_right:
+            for layer in layers:
+                drop_block(layer)
 
     def _agrees(self, got: Tensor, expected: Tensor) -> bool:
         mean, most = TOLERANCE[self.dtype]
@@ -276,6 +309,12 @@ def _num_rows(pack: Pack, *, with_prompts: bool) -> int:
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, adapters or not."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def decoder_layers(base: PreTrainedModel) -> list[nn.Module]:
+    """The layers of the model's body in their order; none where it keeps them elsewhere than in ``layers``."""
+    layers = getattr(base.base_model, "layers", None)
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
 def output_head(base: PreTrainedModel) -> nn.Module:

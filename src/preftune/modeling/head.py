@@ -10,6 +10,7 @@ three) and scales it in backward; evaluation forms none. A trained W gets a grad
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,13 +33,15 @@ WEIGHT_CHUNKS = 4  # a weight gradient is read and written once a chunk, so its 
 class HeadSpec:
     """What a model does to its logits: multiply by ``scale``, then cap softly at ``cap``.
 
-    chunk: tokens at a time. block: ids of the vocabulary at a time, 0 for all of them.
+    chunk: tokens at a time. block: ids of the vocabulary at a time, 0 for all of them. softmax: a compiled one of raw logits
+    (:func:`preftune.modeling.kernels.token_softmax`), if any.
     """
 
     scale: float = 1.0
     cap: float | None = None
     chunk: int = 512
     block: int = 0
+    softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @property
     def rows(self) -> int:
@@ -84,9 +87,13 @@ class TokenLogps(torch.autograd.Function):
         for start in range(0, len(hidden), spec.chunk):
             rows = slice(start, start + spec.chunk)
             chosen = targets[rows, None]
-            logits = _logits(hidden[rows], weight, bias, spec)
-            probabilities = torch.softmax(logits, -1)
-            logps[rows] = _log_of_chosen(logits, probabilities, chosen)
+            if spec.softmax is not None and spec.scale == 1.0 and spec.cap is None:
+                probabilities, logps[rows] = spec.softmax(nn.functional.linear(hidden[rows], weight, bias), chosen)
+                logits = probabilities
+            else:
+                logits = _logits(hidden[rows], weight, bias, spec)
+                probabilities = torch.softmax(logits, -1)
+                logps[rows] = _log_of_chosen(logits, probabilities, chosen)
             if unit is not None:
                 slope = _slopes(logits, spec)
                 pull = probabilities

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from preftune.data.pack import Group
-from preftune.modeling import attention
-from preftune.modeling.attention import Call, CannotShare, PairLayout, shared_attention
+from preftune.modeling import attention, group_attention
+from preftune.modeling.attention import CannotShare, shared_attention
+from preftune.modeling.layout import Call, PairLayout
 
 GROUPS = (Group(0, 5, (4, 3)), Group(12, 2, (6,)), Group(20, 6, (1, 2, 5)))
 TOKENS = 34
@@ -54,10 +55,12 @@ def tensors(value_width: int = 8) -> list[Tensor]:
 @pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("has_sinks", [False, True])
 @pytest.mark.parametrize(("kept", "explicit"), [(512, 1024), (0, 1024), (0, 0), (10, 12)])
+@pytest.mark.parametrize("split", [256, 0])
 @pytest.mark.parametrize("value_width", [8, 12])
 def test_every_path_equals_the_written_out_mask(
     monkeypatch: pytest.MonkeyPatch,
     window: int | None,
+    split: int,
     cap: float | None,
     has_sinks: bool,
     kept: int,
@@ -65,7 +68,8 @@ def test_every_path_equals_the_written_out_mask(
     value_width: int,
 ) -> None:
     """Kept and recomputed probabilities, flat memory for long groups, and packs that mix both; caps and sinks."""
-    monkeypatch.setattr(attention, "KEPT_TOKENS", kept)
+    monkeypatch.setattr(group_attention, "KEPT_TOKENS", kept)
+    monkeypatch.setattr(group_attention, "SPLIT_TOKENS", split)
     monkeypatch.setattr(attention, "EXPLICIT_TOKENS", explicit)
     q, k, v = tensors(value_width)
     sinks = torch.linspace(-1, 1, 4).double() if has_sinks else None

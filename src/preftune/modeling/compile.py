@@ -1,0 +1,63 @@
+"""Kernels compiled by torch.compile, each with its eager form to go back to.
+
+Compiling is worth its time on long stages only (docs/adr/0036). Whatever goes wrong, a missing C++ compiler, a region that
+does not compile, the limit on recompilations, which torch itself passes over in silence, is told once, in words, and the
+region runs eager from there on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from preftune.modeling import kernels
+from preftune.modeling.kernels import EAGER, Kernels
+
+REGIONS = ("rms", "add_rms", "rms_backward", "rotate", "rotate_backward", "swiglu", "swiglu_backward", "token_softmax")
+
+
+class Region:
+    """A function compiled at its first call with shapes that may change; eager for good after its first failure.
+
+    Parameters
+        name: a function of :mod:`preftune.modeling.kernels`. tell: is called with one sentence at a failure.
+    """
+
+    def __init__(self, name: str, tell: Callable[[str], None]) -> None:
+        self.name = name
+        self._eager = getattr(EAGER, name) or getattr(kernels, name)
+        self._tell = tell
+        # fullgraph: a recompilation over the limit raises instead of falling back silently
+        self._compiled: Callable[..., Any] | None = torch.compile(getattr(kernels, name), dynamic=True, fullgraph=True)
+
+    def __call__(self, *given: Any) -> Any:
+        """What the function returns."""
+        if self._compiled is not None:
+            try:
+                return self._compiled(*given)
+            except Exception as error:  # noqa: BLE001 (compilers raise anything; the eager form raises what is the input's fault)
+                found = self._eager(*given)
+                self._compiled = None
+                self._tell(f"{self.name} runs uncompiled: {type(error).__name__}: {_line(error)}")
+                return found
+        return self._eager(*given)
+
+
+def why_not_compiled(device: torch.device) -> str:
+    """What torch.compile lacks on this machine, and the way out; empty where it lacks nothing."""
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "no C++ compiler was found; install g++ (or set CXX), or write compile: 'off'"
+    return ""
+
+
+def compiled_kernels(tell: Callable[[str], None]) -> Kernels:
+    """The kernels, compiled region by region; ``tell`` hears of every region that falls back."""
+    return Kernels("compiled", *(Region(name, tell) for name in REGIONS))
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

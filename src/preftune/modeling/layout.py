@@ -1,0 +1,81 @@
+"""Where the groups of a pack lie, as it travels through a model's forward to its attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from preftune.data.pack import Group
+from preftune.modeling.kernels import EAGER, Kernels
+
+if TYPE_CHECKING:
+    from preftune.modeling.varlen import Segments
+
+MaskKey: TypeAlias = tuple[int, tuple[int, ...], int | None, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one attention layer asked for, recorded while a probe runs."""
+
+    module: str
+    window: int | None
+    softcap: float | None
+    has_sinks: bool
+
+
+class Watcher(Protocol):
+    """Sees the input of every layer that would run as a fused block (:class:`preftune.modeling.block.Trial`)."""
+
+    def see(self, layer: nn.Module, block: Any, x: Tensor, kwargs: dict[str, Any]) -> None:
+        """x (1, T, d) and the other arguments of the layer's forward."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairLayout:
+    """Where the groups of a pack lie, and what its layers share.
+
+    trace: a list that every attention call is written to (certificates); None in normal work. kernels: the elementwise
+    arithmetic of fused blocks. rows: the positions whose hidden states are wanted; a last layer that leaves the others out
+    writes how many into ``taken``. trial: sees layers instead of running them fused. segments: of the variable-length
+    kernels, by device, made once a pack.
+    """
+
+    groups: tuple[Group, ...]
+    trace: list[Call] | None = None
+    masks: dict[MaskKey, Tensor] = field(default_factory=dict)
+    kernels: Kernels = EAGER
+    rows: Tensor | None = None
+    taken: list[int] = field(default_factory=list)
+    trial: Watcher | None = None
+    segments: dict[torch.device, Segments] = field(default_factory=dict)
+
+    def mask(self, group: Group, window: int | None, repeats: int, like: Tensor) -> Tensor:
+        """Additive mask of one group, for ``repeats`` heads: (repeats, tokens, tokens), 0 where seen, -inf where hidden."""
+        if window is not None and window >= group.prompt + max(group.completions):
+            window = None  # a window that hides nothing shares the mask of the full layers
+        key = (group.prompt, group.completions, window, repeats)
+        if key not in self.masks:
+            seen = torch.ones(group.num_tokens, group.num_tokens, dtype=torch.bool).tril_()
+            for start, length in zip(starts_of(group), group.completions, strict=True):
+                seen[start + length :, start : start + length] = False
+            if window is not None:
+                position = torch.cat(
+                    [torch.arange(group.prompt), *(group.prompt + torch.arange(length) for length in group.completions)]
+                )
+                seen &= position[None, :] > position[:, None] - window
+            hidden = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+            self.masks[key] = hidden.repeat(repeats, 1, 1).to(dtype=like.dtype, device=like.device)
+        return self.masks[key]
+
+
+def starts_of(group: Group) -> list[int]:
+    """First token of each completion, counted from the start of the group."""
+    starts, at = [], group.prompt
+    for length in group.completions:
+        starts.append(at)
+        at += length
+    return starts

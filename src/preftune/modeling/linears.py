@@ -1,0 +1,201 @@
+"""Linear layers that read the same input, as one product; adapters beside them.
+
+    y_i = x W_i^T + b_i + s_i (x A_i^T) B_i^T        i = 1 ... n, all of one x
+
+W_1 ... W_n lie one below the other in memory (:func:`lay_together`), so that x meets them in one product, and so do the A_i
+once they are cast. Adapters are float32 and are cast down, never the activations up. Backward forms no gradient of a
+frozen weight and keeps nothing but x A^T.
+
+Symbols: T tokens, d inputs, o_i outputs, r_i ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from preftune.modeling.adapters import LeanLoraLinear
+
+Tensors: TypeAlias = tuple[Tensor | None, ...]
+PER_LAYER = 4  # weight, bias, A, B
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Linear layers of one input as a flat tuple of tensors (weight, bias, A, B of each) and their adapters' scales."""
+
+    tensors: Tensors
+    scales: tuple[float, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """How many linear layers."""
+        return len(self.scales)
+
+
+def read_side(modules: Sequence[nn.Module]) -> Side | None:
+    """The tensors of linear layers as they stand now; None where one of them is anything else, or has dropout."""
+    tensors: list[Tensor | None] = []
+    scales: list[float] = []
+    for module in modules:
+        read = _read(module)
+        if read is None:
+            return None
+        tensors.extend(read[0])
+        scales.append(read[1])
+    return Side(tuple(tensors), tuple(scales))
+
+
+def _read(module: nn.Module) -> tuple[Tensors, float] | None:
+    if type(module) is nn.Linear:
+        return (module.weight, module.bias, None, None), 0.0
+    if type(module) is not LeanLoraLinear or type(module.base_layer) is not nn.Linear:
+        return None
+    base = module.base_layer
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    if module.disable_adapters or module.merged or not active:
+        return (base.weight, base.bias, None, None), 0.0
+    name = active[0]
+    if len(active) > 1 or name in module.lora_variant or module.lora_bias[name]:
+        return None
+    if type(module.lora_dropout[name]) is not nn.Identity:
+        return None
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    return (base.weight, base.bias, cast(Tensor, a), cast(Tensor, b)), float(module.scaling[name])
+
+
+def base_linear(module: nn.Module) -> nn.Linear | None:
+    """The linear layer itself, behind an adapter or not."""
+    base = getattr(module, "base_layer", module)
+    return base if type(base) is nn.Linear else None
+
+
+@torch.no_grad()
+def lay_together(modules: Sequence[nn.Module]) -> None:
+    """Move the weights of linear layers one below the other into one block of memory; their values stay.
+
+    Only where all have the same inputs, dtype and device. Parameters stay the same objects.
+    """
+    bases = [base_linear(module) for module in modules]
+    weights = [base.weight for base in bases if base is not None]
+    kinds = {(weight.shape[1], weight.dtype, weight.device) for weight in weights}
+    if len(weights) != len(modules) or len(kinds) != 1 or together([weight.data for weight in weights]) is not None:
+        return
+    block = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, torch.split(block, [len(weight) for weight in weights]), strict=True):
+        weight.data = part
+
+
+def together(parts: Sequence[Tensor]) -> Tensor | None:
+    """Matrices that lie one below the other, as one matrix on the same memory; None where they do not."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    width, at = first.shape[1], first.storage_offset()
+    base = first.untyped_storage().data_ptr()
+    for part in parts:
+        is_next = part.storage_offset() == at and part.untyped_storage().data_ptr() == base
+        if not (is_next and part.is_contiguous() and part.shape[1] == width):
+            return None
+        at += part.numel()
+    return first.as_strided((sum(len(part) for part in parts), width), (width, 1))
+
+
+def forward(x: Tensor, side: Side) -> tuple[Tensor, Tensor | None, Tensors]:
+    """y (T, sum o_i); x A^T (T, sum r_i) or None; the cast adapters (A below each other, then every s_i B_i) for backward."""
+    tensors = side.tensors
+    weights, biases, a, b = (tensors[kind::PER_LAYER] for kind in range(PER_LAYER))
+    spans, adapted, ranks = _places(tensors)
+    whole = together([cast(Tensor, weight) for weight in weights])
+    if whole is not None:
+        y = torch.mm(x, whole.t())
+    else:
+        y = torch.cat([torch.mm(x, cast(Tensor, weight).t()) for weight in weights], 1)
+    for bias, span in zip(biases, spans, strict=True):
+        if bias is not None:
+            y[:, span] += bias
+    if not adapted:
+        return y, None, ()
+    low_a = torch.cat([cast(Tensor, a[i]).to(x.dtype) for i in adapted])
+    low_b = [(cast(Tensor, b[i]) * side.scales[i]).to(x.dtype) for i in adapted]
+    inner = torch.mm(x, low_a.t())
+    for i, low, rank in zip(adapted, low_b, ranks, strict=True):
+        y[:, spans[i]].addmm_(inner[:, rank], low.t())
+    return y, inner, (low_a, *low_b)
+
+
+def pull(grad: Tensor, tensors: Sequence[Tensor | None], inner: Tensor | None, low: Tensors) -> Tensor | None:
+    """The gradient at x A^T: grad_i (s_i B_i) side by side, (T, sum r_i); None without adapters."""
+    if inner is None:
+        return None
+    spans, adapted, ranks = _places(tensors)
+    pulled = torch.empty_like(inner)
+    for i, low_b, rank in zip(adapted, low[1:], ranks, strict=True):
+        pulled[:, rank] = torch.mm(grad[:, spans[i]], cast(Tensor, low_b))
+    return pulled
+
+
+def input_grad(grad: Tensor, tensors: Sequence[Tensor | None], pulled: Tensor | None, low: Tensors) -> Tensor:
+    """Gradient of x: sum over i of grad_i W_i, and pulled A; (T, d)."""
+    weights = [cast(Tensor, weight) for weight in tensors[::PER_LAYER]]
+    whole = together(weights)
+    if whole is not None:
+        dx = torch.mm(grad, whole)
+    else:
+        spans = _spans(weights)
+        dx = torch.mm(grad[:, spans[0]], weights[0])
+        for weight, span in zip(weights[1:], spans[1:], strict=True):
+            dx.addmm_(grad[:, span], weight)
+    return dx if pulled is None else dx.addmm_(pulled, cast(Tensor, low[0]))
+
+
+def parameter_grads(
+    grad: Tensor, x: Tensor, inner: Tensor | None, pulled: Tensor | None, side: Side, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the tensors of a side that ``needs`` names, in their order; None for the others.
+
+    grad (T, sum o_i), x (T, d); inner is x A^T and pulled the gradient at it.
+    """
+    tensors = side.tensors
+    spans, adapted, ranks = _places(tensors)
+    found: list[Tensor | None] = [None] * len(tensors)
+    if inner is not None and pulled is not None:
+        of_a = torch.mm(pulled.t(), x)
+        for i, rank in zip(adapted, ranks, strict=True):
+            a, b = (cast(Tensor, tensors[PER_LAYER * i + kind]) for kind in (2, 3))
+            found[PER_LAYER * i + 2] = of_a[rank].to(a.dtype)
+            of_b = torch.mm(grad[:, spans[i]].t(), inner[:, rank])
+            found[PER_LAYER * i + 3] = of_b.to(b.dtype).mul_(side.scales[i])
+    found[::PER_LAYER] = _weight_grads(grad, x, needs[::PER_LAYER], spans)
+    for i, span in enumerate(spans):
+        if needs[PER_LAYER * i + 1]:
+            found[PER_LAYER * i + 1] = grad[:, span].sum(0)
+    return found
+
+
+def _places(tensors: Sequence[Tensor | None]) -> tuple[list[slice], list[int], list[slice]]:
+    """Columns of each layer in y, which layers have an adapter, and the columns of those in x A^T."""
+    a = tensors[2::PER_LAYER]
+    adapted = [i for i, one in enumerate(a) if one is not None]
+    spans = _spans([cast(Tensor, weight) for weight in tensors[::PER_LAYER]])
+    return spans, adapted, _spans([cast(Tensor, a[i]) for i in adapted])
+
+
+def _spans(parts: Sequence[Tensor]) -> list[slice]:
+    """Rows of each matrix where they lie one below the other."""
+    spans, at = [], 0
+    for part in parts:
+        spans.append(slice(at, at + len(part)))
+        at += len(part)
+    return spans
+
+
+def _weight_grads(grad: Tensor, x: Tensor, needs: Sequence[bool], spans: Sequence[slice]) -> list[Tensor | None]:
+    """grad_i^T x of every weight that wants it; one product where all do."""
+    if all(needs):
+        return list(torch.split(torch.mm(grad.t(), x), [span.stop - span.start for span in spans]))
+    return [torch.mm(grad[:, span].t(), x) if is_needed else None for span, is_needed in zip(spans, needs, strict=True)]
