@@ -7,13 +7,14 @@ name, which makes transformers pass ``attention_mask=None`` by itself.
 In a group (prompt p, completions c_1 ... c_K) token i sees token j where j <= i in the row, j is of the prompt or of
 the same completion, and position(j) > position(i) - window. Positions restart after the prompt for every completion.
 
-Five paths, one result:
+Six paths, one result:
 
 * groups up to ``KEPT_TOKENS`` on a CPU: three batched products a group, in one autograd Function for the whole pack,
   probabilities kept for backward;
 * up to ``EXPLICIT_TOKENS``: the same, probabilities computed again in backward;
 * longer groups on a CPU: flash attention in two parts (:mod:`preftune.modeling.long_attention`), whose memory is flat;
-* every other device: scaled_dot_product_attention per completion;
+* on CUDA in 16 bits: two variable-length calls over the whole pack (:mod:`preftune.modeling.varlen`);
+* everywhere else: scaled_dot_product_attention per completion;
 * soft caps, sinks, dropout, and windows of long groups: explicit softmax per completion, of long ones in chunks.
 """
 
@@ -34,6 +35,7 @@ from preftune.data.pack import Group
 from preftune.modeling.group_attention import group_attention
 from preftune.modeling.layout import Call, PairLayout
 from preftune.modeling.long_attention import in_chunks, long_attention
+from preftune.modeling.varlen import takes, varlen_attention
 
 SHARED = "preftune_shared"
 EXPLICIT_TOKENS = 1024
@@ -104,6 +106,8 @@ def attend(module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, layout: Pai
         layout.trace.append(Call(type(module).__name__, asked.window, asked.softcap, asked.sinks is not None))
     if asked.softcap is not None or asked.sinks is not None or asked.dropout > 0.0:
         parts = _each_completion(q, k, v, layout, _Explicit(asked.scale, asked.window, asked.softcap, asked.sinks, asked.dropout))
+    elif q.device.type == "cuda" and takes(q, v):
+        return varlen_attention(q, k, v, layout, asked.scale, asked.window)
     elif q.device.type != "cpu":
         parts = _each_completion(q, k, v, layout, _Flat(asked.scale, asked.window))
     else:

@@ -62,7 +62,7 @@ class PreAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, how: _How, norm: Tensor, *tensors: Tensor | None) -> Tensors:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, how: _How, norm: Tensor, *tensors: Tensor | None) -> Any:
         """Keeps x, the norm's scale and x A^T."""
         block = how.block
         normed, scale = how.kernels.rms(x, norm, block.eps[0])
@@ -102,27 +102,28 @@ class PostAttention(torch.autograd.Function):
         """Keeps o, x after attention and its norm's scale, gate and up, and what the adapters' first factors gave."""
         kernels = how.kernels
         out, both, down = _split(tensors, how.scales)
-        branch, *kept_out = linears.forward(o, out)
+        branch, *kept_out = cast(tuple[Any, ...], linears.forward(o, out))
         middle, normed, scale = kernels.add_rms(x, branch, norm, how.block.eps[1])
-        gates, *kept_both = linears.forward(normed, both)
-        y, *kept_down = linears.forward(kernels.swiglu(gates), down)
+        gates, *kept_both = cast(tuple[Any, ...], linears.forward(normed, both))
+        y, *kept_down = cast(tuple[Any, ...], linears.forward(kernels.swiglu(gates), down))
         y.add_(middle)
         kept = [one for inner, low in (kept_out, kept_both, kept_down) for one in (inner, *low)]
         ctx.how, ctx.num_kept = how, [1 + len(low) for _, low in (kept_out, kept_both, kept_down)]
         ctx.save_for_backward(o, middle, norm, scale, gates, *kept, *tensors)
-        return y
+        return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of x, o, the norm and the projections."""
         o, middle, norm, scale, gates, *rest = ctx.saved_tensors
         kernels, needs, grad = ctx.how.kernels, ctx.needs_input_grad, grads[0]
-        kept = []
+        kept: list[tuple[Tensor | None, Tensors]] = []
         for count in ctx.num_kept:
             kept.append((rest[0], tuple(rest[1:count])))
             rest = rest[count:]
         out, both, down = _split(tuple(rest), ctx.how.scales)
-        wants_out, wants_both, wants_down = (part.tensors for part in _split(needs[4:], ctx.how.scales))
+        n = linears.PER_LAYER
+        wants_out, wants_both, wants_down = needs[4 : 4 + n], needs[4 + n : 4 + 3 * n], needs[4 + 3 * n :]
 
         pulled = linears.pull(grad, down.tensors, *kept[2])
         of_act = linears.input_grad(grad, down.tensors, pulled, kept[2][1])
@@ -209,7 +210,8 @@ def read_block(layer: nn.Module, *, is_last: bool = False) -> Block | None:
     linear = [base_linear(getattr(attention, name, attention)) for name in (*HEADS, "o_proj")]
     if not is_known or any(one is None for one in linear):
         return None
-    width, window = int(attention.head_dim), getattr(attention, "sliding_window", None)
+    width = int(attention.head_dim)
+    window = getattr(attention, "sliding_window", getattr(getattr(attention, "config", None), "sliding_window", None))
     outs = [cast(nn.Linear, one).out_features for one in linear[:3]]
     return Block(
         heads=outs[0] // width,
@@ -241,7 +243,7 @@ def use_blocks(layers: Sequence[nn.Module]) -> int:
         lay_together([getattr(layer.mlp, name) for name in INNER])
         layer.__dict__[BLOCK] = block
         if not hasattr(type(layer), "plain_forward"):
-            layer.__class__ = _with_block(type(layer))
+            layer.__class__ = _with_block(cast(Any, type(layer)))
         found += 1
     return found
 
@@ -263,8 +265,9 @@ def _with_block(kind: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """A packed row through the block; everything else through the layer's own forward."""
-        block, layout = self.__dict__.get(BLOCK), kwargs.get("pair_layout")
-        where = kwargs.get("position_embeddings")
+        block: Any = self.__dict__.get(BLOCK)
+        layout: Any = kwargs.get("pair_layout")
+        where: Any = kwargs.get("position_embeddings")
         is_packed = block is not None and layout is not None and where is not None and not args and hidden_states.shape[0] == 1
         if not is_packed or kwargs.get("attention_mask") is not None or kwargs.get("past_key_values") is not None:
             return plain(self, hidden_states, *args, **kwargs)

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.modeling.adapter_bank import BASE, AdapterBank
-from preftune.modeling.attention import Call, CannotShare, attention_name, use_attention
+from preftune.modeling.attention import CannotShare, attention_name, use_attention
 from preftune.modeling.forward import TOLERANCE
+from preftune.modeling.layout import Call
 from preftune.modeling.quiet import quiet
 from preftune.modeling.sharing import LONGEST_PROBE, position_limits, text_config, trace_fault, why_not_shared
 from preftune.modeling.slots import SLOTS, SMALLEST_ROOM, Shelf, SlotRow, SlotStep

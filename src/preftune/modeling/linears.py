@@ -38,7 +38,7 @@ class Side:
 
 
 def read_side(modules: Sequence[nn.Module]) -> Side | None:
-    """The tensors of linear layers as they stand now; None where one of them is anything else, or has dropout."""
+    """The tensors of linear layers as they stand now; None where one is anything else, or drops values now."""
     tensors: list[Tensor | None] = []
     scales: list[float] = []
     for module in modules:
@@ -62,7 +62,8 @@ def _read(module: nn.Module) -> tuple[Tensors, float] | None:
     name = active[0]
     if len(active) > 1 or name in module.lora_variant or module.lora_bias[name]:
         return None
-    if type(module.lora_dropout[name]) is not nn.Identity:
+    drop = module.lora_dropout[name]
+    if type(drop) is not nn.Identity and drop.training:
         return None
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
     return (base.weight, base.bias, cast(Tensor, a), cast(Tensor, b)), float(module.scaling[name])

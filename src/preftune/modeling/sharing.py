@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from preftune.core.records import TokenisedCompletion, TokenisedExample
 from preftune.data.pack import Pack, pack_of
-from preftune.modeling.attention import Call
+from preftune.modeling.layout import Call
 
 SHAREABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
 ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from preftune.modeling.attention import HARMLESS, Call, CannotShare
+from preftune.modeling.attention import HARMLESS, CannotShare
+from preftune.modeling.layout import Call
 
 SLOTS = "preftune_slots"
 SMALLEST_ROOM = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from preftune.core.recipe import LoraConfig
 from preftune.modeling.adapters import LeanLoraLinear, adapter_off, add_lora, trainable_parameters
 from preftune.modeling.attention import plain_attention
 from preftune.modeling.forward import Scorer, checkpoint_activations
+from preftune.modeling.kernels import EAGER
 
 
 def lora_model(
@@ -101,16 +103,18 @@ def test_adapter_off_is_the_frozen_copy() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_lora", [False, True])
-def test_checkpointing_changes_nothing(dtype: torch.dtype, has_lora: bool) -> None:
+@pytest.mark.parametrize("blocks", [False, True])
+def test_checkpointing_changes_nothing(dtype: torch.dtype, has_lora: bool, blocks: bool) -> None:
     model: nn.Module = lora_model(dtype) if has_lora else build("llama", BASIC)
     if has_lora:
         randomise(model)
     pack = small_pack()
-    scorer = Scorer(model)
+    calls = count_calls(model)
+    scorer = Scorer(model, blocks=blocks, kernels=replace(EAGER, swiglu=lambda both: calls.append("block") or EAGER.swiglu(both)))
+    assert (scorer.num_blocks > 0) == blocks
     model.train()
     plain = scorer.token_logps(pack)
     wanted = gradients(model, plain)
-    calls = count_calls(model)
     checkpoint_activations(model)
     saved = scorer.token_logps(pack)
     assert torch.equal(plain, saved)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from tiny_models import BASIC, GPT2_LIKE, build, gradients, largest, plain_logps, relative, row_logps, small_pack
 
-from preftune.modeling.attention import SHARED, CannotShare, PairLayout
-from preftune.modeling.forward import Scorer
+from preftune.modeling.attention import SHARED, CannotShare
+from preftune.modeling.block import read_block
+from preftune.modeling.forward import Scorer, decoder_layers
+from preftune.modeling.layout import PairLayout
 
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 QWEN_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
@@ -61,6 +63,8 @@ SHARED_FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[dict[str, Any], ...]
     "deepseek-v3": ("deepseek_v3", {**BASIC, **MLA}, ()),
 }
 
+FUSED_FAMILIES = {"llama", "llama-tied", "qwen2", "mistral"}  # whose layers run as blocks
+
 
 @pytest.mark.parametrize("family", SHARED_FAMILIES)
 def test_shared_rows_equal_plain_rows(family: str) -> None:
@@ -82,12 +86,21 @@ def test_shared_rows_equal_plain_rows(family: str) -> None:
 
     got = scorer.token_logps(pack)
     assert scorer.is_shared
-    assert scorer.kernel == f"shared/{SHARED}/fused"
+    blocks = f"+{scorer.num_blocks}blocks/eager" if family in FUSED_FAMILIES else ""
+    assert scorer.kernel == f"shared/{SHARED}{blocks}/fused"
+    assert scorer.num_blocks == (model.config.num_hidden_layers if family in FUSED_FAMILIES else 0)
     assert got.dtype == torch.float32
     assert largest(got, expected) < 1e-4
     assert relative(gradients(model, got), wanted) < 1e-4
     with torch.no_grad():
         assert torch.equal(scorer.token_logps(pack), got)  # evaluation and training are one arithmetic
+
+
+def test_a_layer_that_only_looks_like_a_block_keeps_its_own_forward() -> None:
+    kind, settings, _ = SHARED_FAMILIES["granite"]  # the children of Llama's layer, and multipliers between them
+    model = build(kind, settings)
+    assert all(read_block(layer) is not None for layer in decoder_layers(model))
+    assert Scorer(model, shared=True).num_blocks == 0
 
 
 def test_sinks_take_probability() -> None:

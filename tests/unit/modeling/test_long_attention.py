@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from preftune.data.pack import Group
 from preftune.modeling import attention, long_attention
-from preftune.modeling.attention import PairLayout, shared_attention
+from preftune.modeling.attention import shared_attention
+from preftune.modeling.layout import PairLayout
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, group: Group, window: int | None, cap: float | None) -> Tensor:
