@@ -15,7 +15,7 @@ PREFIX = "preset:"
 def list_presets() -> list[dict[str, str]]:
     """Their names and what each one is, by name."""
     rows = []
-    for file in sorted(_folder().glob("*.yaml")):
+    for file in sorted(_folder().glob("*.yaml"), key=lambda one: one.stem):
         title = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         rows.append({"name": file.stem, "what": title})
     return rows
