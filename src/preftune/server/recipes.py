@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from preftune.app.jobs import states
@@ -107,7 +107,6 @@ def _base(platform: Platform, project: str, wanted: Wanted) -> ModelVersion:
     return base or start
 
 
-@cache
 @lru_cache(maxsize=256)
 def base_lr(method: str, adapter: str) -> float:
     """The published learning rate of a method, which OpenAI's multiplier multiplies."""
