@@ -338,7 +338,8 @@ def _check_least(task: ProbeTask, limit: MemoryLimit | None) -> list[Finding]:
     for config in task.recipe.stages:
         width = 2 if choose_precision(task.recipe.model.dtype, config.adapter) == "bfloat16" else 4
         masters = 4 if width == 2 and config.adapter == "full" else 0
-        least = size * width + num_trainable(config, task.shapes) * (4 + 8 + masters)
+        moments = 8 if config.optimizer == "adamw" else 2
+        least = size * width + num_trainable(config, task.shapes) * (4 + moments + masters)
         if least > limit.num_bytes:
             findings += check_memory(config.name, least, limit, "takes for weights, gradients and optimiser alone")
     return findings

@@ -11,6 +11,7 @@ from preftune.core.section import Section
 
 Checkpointing: TypeAlias = Literal["auto", "on", "off"]
 Offloading: TypeAlias = Literal["off", "host", "disk"]
+OptimizerName: TypeAlias = Literal["adamw", "adamw_8bit"]
 
 
 def _switch(value: Any) -> Any:
@@ -26,10 +27,12 @@ class MemoryOptions(Section):
     gradient_checkpointing: ``on`` keeps only the inputs of layers and computes the rest again in backward; ``auto`` does so
     where the largest pack would not fit otherwise. activation_offloading: where those inputs go until backward wants
     them: ``host``, the pinned memory of the machine (GPU only), or ``disk``, a file in the run's folder; implies
-    checkpointing. router_aux_loss_coef: weight of the loss that balances the experts of a mixture, on the policy only; ``None``:
+    checkpointing. optimizer: ``adamw_8bit`` keeps its moments in a quarter of the memory (bitsandbytes).
+    router_aux_loss_coef: weight of the loss that balances the experts of a mixture, on the policy only; ``None``:
     what the model's configuration says where it outputs router logits, else 0.
     """
 
     gradient_checkpointing: Annotated[Checkpointing, BeforeValidator(_switch)] = "auto"
     activation_offloading: Annotated[Offloading, BeforeValidator(_switch)] = "off"
+    optimizer: OptimizerName = "adamw"
     router_aux_loss_coef: Annotated[float, Ge(0)] | None = None

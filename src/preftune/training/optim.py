@@ -1,18 +1,20 @@
-"""AdamW with float32 masters, and learning-rate schedules."""
+"""AdamW with float32 masters, its moments in 32 or 8 bits, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from preftune.core.errors import CheckpointError
+from preftune.core.errors import CheckpointError, UsageError
+from preftune.core.memory import OptimizerName
 from preftune.core.recipe import StageConfig
 from preftune.core.records import View
+from preftune.training.eight_bit import KINDS, adamw_8bit, restored
 from preftune.training.order import Order
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ METHOD_LR: Mapping[tuple[str, Literal["lora", "full"]], float] = {
     ("orpo", "lora"): 5e-5,  # no paper says; between those of DPO and of SFT, both of which it is
 }
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step", *KINDS)
 
 
 def num_steps_of(config: StageConfig, num_examples: int) -> int:
@@ -120,6 +122,10 @@ class Optimiser:
         parameters: trainable parameters by name.
         betas, eps, weight_decay: as in the paper.
         spread: how the parameters lie on several processes, where they do.
+        kind: ``adamw``, or ``adamw_8bit`` for moments of 8 bits (:mod:`preftune.training.eight_bit`).
+
+    Raises
+        UsageError: the kind needs a package that is not installed, or does not go with sharded weights.
     """
 
     def __init__(
@@ -130,7 +136,10 @@ class Optimiser:
         eps: float,
         weight_decay: float,
         spread: Spread | None = None,
+        kind: OptimizerName = "adamw",
     ) -> None:
+        if kind != "adamw" and spread is not None and spread.kind == "fsdp2":
+            raise UsageError(f"optimizer: {kind} keeps moments of whole tensors and fsdp2 shards them; write distributed: ddp")
         self.parameters = dict(parameters)
         self._spread = spread
         self.masters: dict[str, Tensor] = {}
@@ -140,8 +149,12 @@ class Optimiser:
             {"params": [one for one in self.masters.values() if one.ndim >= 2], "weight_decay": weight_decay},
             {"params": [one for one in self.masters.values() if one.ndim < 2], "weight_decay": 0.0},
         ]
-        # fused: one pass over memory instead of a dozen; other bits than the default, so never mixed within a run
-        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+        groups = [group for group in groups if group["params"]]
+        self._adamw: torch.optim.Optimizer
+        if kind == "adamw_8bit":
+            self._adamw = adamw_8bit(groups, betas=betas, eps=eps)
+        else:  # fused: one pass over memory instead of a dozen; other bits than the default, so never mixed within a run
+            self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
     def _master_of(self, parameter: nn.Parameter) -> Tensor:
         master = parameter.detach().float().clone()
@@ -186,7 +199,7 @@ class Optimiser:
         found: dict[str, Tensor] = {}
         for name, master in self.masters.items():
             state = self._adamw.state.get(master, {})
-            found |= {f"{name}/{kind}": state[kind] for kind in _MOMENTS if kind in state}
+            found |= {f"{name}/{kind}": torch.as_tensor(state[kind]) for kind in _MOMENTS if kind in state}
         return found
 
     @torch.no_grad()
@@ -205,9 +218,11 @@ class Optimiser:
             master.copy_(self._like(weights[name], master))
             if self.parameters[name] is not master:
                 self.parameters[name].copy_(master)
-            state = {kind: self._like(moments[f"{name}/{kind}"], master) for kind in _MOMENTS if f"{name}/{kind}" in moments}
+            state: dict[str, Any] = {
+                kind: self._like(moments[f"{name}/{kind}"], master) for kind in _MOMENTS if f"{name}/{kind}" in moments
+            }
             if state:
-                self._adamw.state[master] = state
+                self._adamw.state[master] = restored(state, self._adamw)
 
     def _like(self, whole: Tensor, master: Tensor) -> Tensor:
         """A whole tensor where and as its master lies; a step count as it is."""

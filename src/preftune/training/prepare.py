@@ -107,7 +107,12 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
     saving = save_memory(stage, scorer, sink) | {"router_aux_loss_coef": balance_experts(config, scorer)}
     parameters = trainable_parameters(model)
     optimiser = Optimiser(
-        parameters, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay, spread=spread
+        parameters,
+        betas=config.adam_betas,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+        spread=spread,
+        kind=config.optimizer,
     )
     asked = reference_of(config, loss)
     reference: Reference | None = None

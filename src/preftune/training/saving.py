@@ -88,7 +88,7 @@ def need_of(scorer: Scorer, config: StageConfig, examples: Sequence[TokenisedExa
     largest = max(sizes[0], min(config.tokens_per_pack, sum(sizes[: config.pairs_per_step])))
     sample = sample_pack(examples)
     activations = kept_bytes(scorer, sample) * largest // max(1, len(sample.ids))
-    return Need(held_bytes(scorer.device), activations, _state_bytes(scorer.model), largest)
+    return Need(held_bytes(scorer.device), activations, _state_bytes(scorer.model, config), largest)
 
 
 def sample_pack(examples: Sequence[TokenisedExample]) -> Pack:
@@ -108,10 +108,11 @@ def held_bytes(device: torch.device) -> int:
     return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
 
 
-def _state_bytes(model: nn.Module) -> int:
-    """A gradient, two moments and, of narrow weights, a master: all float32."""
+def _state_bytes(model: nn.Module, config: StageConfig) -> int:
+    """A gradient, two moments and, of narrow weights, a master: float32, but for moments of 8 bits."""
+    moments = 8 if config.optimizer == "adamw" else 2
     parts = [own_part(one) for one in trainable_parameters(model).values()]
-    return sum(one.numel() * (12 if one.dtype == torch.float32 else 16) for one in parts)
+    return sum(one.numel() * (moments + (4 if one.dtype == torch.float32 else 8)) for one in parts)
 
 
 def _why(config: StageConfig, need: Need, limit: MemoryLimit) -> str:

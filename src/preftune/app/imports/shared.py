@@ -117,7 +117,9 @@ def set_optimiser(job: Job, key: str) -> None:
     value = job.get(key)
     if value is None:
         return
-    if "adamw" in str(value):
+    if str(value) in {"adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"}:
+        job.put("optimizer", "adamw_8bit", key)
+    elif "adamw" in str(value):
         job.carried[key] = "as preftune does anyway"
         if str(value) not in {"adamw_torch", "adamw_torch_fused"} and key not in job.defaults:
             job.note(f"{key}: {value} is {ADAM}")
