@@ -25,8 +25,18 @@ if TYPE_CHECKING:
     from preftune.core.events import EventSink
     from preftune.core.recipe import Recipe
     from preftune.data.pipeline import ReadResult
+    from preftune.sdk import AsyncClient, Client
 
-__all__ = ["Stop", "__version__", "evaluate", "read", "reference", "train"]
+__all__ = ["AsyncClient", "Client", "Stop", "__version__", "evaluate", "read", "reference", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """The clients of a server, which are imported when they are named."""
+    if name in {"AsyncClient", "Client"}:
+        from preftune import sdk
+
+        return getattr(sdk, name)
+    raise AttributeError(f"module 'preftune' has no attribute {name!r}")
 
 
 def read(

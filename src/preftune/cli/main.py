@@ -45,9 +45,16 @@ VERBS = {
     "schema": "JSON Schema of recipes, judges, examples and reports.",
     "doctor": "Look at the machine: what would stop a run, and what is missing.",
     "gc": "Give disk space back: leftovers, old checkpoints, old caches.",
-    "ls": "List runs, losses, formats, sources, judges or preset recipes.",
-    "show": "Show one run: its stages, metrics, verdict and files.",
+    "ls": "List runs, jobs, models, files, losses, formats, sources, judges or preset recipes.",
+    "show": "Show one run or job: its stages, metrics, verdict and files.",
+    "logs": "What happened to a job.",
+    "cancel": "Cancel a job.",
+    "pause": "Pause a job at its last checkpoint.",
+    "resume": "Let a paused job go on.",
 }
+
+
+REMOTE = ("train", "ls", "show", "logs", "cancel", "pause", "resume")  # verbs that a server elsewhere can do
 
 
 class LazyGroup(click.Group):
@@ -91,8 +98,15 @@ class LazyGroup(click.Group):
     epilog="Start with `preftune demo`. Each verb has its own --help with examples.",
 )
 @click.version_option(__version__, "--version", prog_name="preftune")
-def cli() -> None:
+@click.option("--server", metavar="URL", envvar="PREFTUNE_SERVER", help=f"Do it on a server: {', '.join(REMOTE)}.")
+@click.pass_context
+def cli(ctx: click.Context, /, server: str | None) -> None:
     """Preference tuning end to end: pairs in, an aligned model and the proof out."""
+    is_typed = ctx.get_parameter_source("server") == click.core.ParameterSource.COMMANDLINE
+    if server and is_typed and ctx.invoked_subcommand not in REMOTE:
+        raise click.UsageError(
+            f"{ctx.invoked_subcommand} works on this machine; leave --server out, which is for {', '.join(REMOTE)}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from preftune.cli.installation import server
 from preftune.cli.output import ProgressPrinter, print_json, print_result, say
 from preftune.cli.probing import probe_mode, probe_option
 from preftune.core.events import ignore
@@ -17,6 +18,7 @@ Examples:
   preftune train recipe.yaml beta=0.2 lr=1e-5 output=runs
   preftune train recipe.yaml --dry-run
   preftune train recipe.yaml --no-probe
+  preftune --server https://tune.example.org train recipe.yaml
   preftune train --resume runs/recipe-20260101-120000-ab12
   torchrun --nproc-per-node 8 -m preftune train recipe.yaml
 
@@ -34,6 +36,9 @@ def command(
     recipe: Path | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, probe: bool | None, is_json: bool
 ) -> int:
     """Train every stage of a recipe; each starts from, and is anchored to, the one before."""
+    address = server()
+    if address is not None:
+        return _train_there(address, recipe, overrides, is_local=resume is not None or dry_run, is_json=is_json)
     from preftune.app.plan import plan
     from preftune.app.recipes import load_recipe
     from preftune.app.train import prepare_process, resume_run, train
@@ -63,4 +68,18 @@ def command(
     else:
         click.echo(str(result.model))
         say(f"run {result.run}; `preftune eval {result.run}` proves what it is worth, `preftune show {result.run}` shows it")
+    return 0
+
+
+def _train_there(address: str, recipe: Path | None, overrides: tuple[str, ...], *, is_local: bool, is_json: bool) -> int:
+    from preftune.cli.remote_train import train_there
+
+    if recipe is None or is_local:
+        raise click.UsageError("on a server, name a recipe file; --resume and --dry-run are for runs of this machine")
+    job = train_there(address, recipe, overrides)
+    if is_json:
+        print_json(job.model_dump(mode="json"))
+    else:
+        click.echo(job.name)
+        say(f"job {job.id}; the server answers by the model's name {job.name}")
     return 0

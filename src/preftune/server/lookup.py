@@ -62,7 +62,9 @@ def resource_of(request: Request, caller: Caller, type_: str, resource_id: str) 
     return found
 
 
-def every(platform: Platform, kind: type[R], project: str, where: dict[str, Any], *, is_newest_first: bool = True) -> Iterator[R]:
+def every(
+    platform: Platform, kind: type[R], project: str | None, where: dict[str, Any], *, is_newest_first: bool = True
+) -> Iterator[R]:
     """Every record of a list, page by page."""
     after: str | None = None
     while True:
