@@ -1,4 +1,6 @@
-"""How fast is a LoRA DPO step? SmolLM2-135M's shape, hh-rlhf helpful-base lengths, 8 pairs a step; TRL against preftune.
+"""How fast is a step? SmolLM2-135M's shape, hh-rlhf helpful-base lengths, 8 pairs a step; TRL against preftune.
+
+Four cases: LoRA DPO, full DPO, LoRA ORPO, LoRA SFT (on the chosen completions); `--case` names one.
 
 Each run is a fresh process. The timed steps of all runs hold the same pairs; the first step is not timed. First the grid of
 TRL's settings is probed with the allocator settings that preftune uses, coordinate by coordinate; then TRL as installed,
@@ -22,8 +24,36 @@ import measure
 
 PAIRS = 8
 RANK = 16
-TARGETS = {"as installed": 8.0, "same allocator": 2.4, "memory": 0.6}
-LR = ("--lr", "1e-5", "--lora", str(RANK))
+LAYERS, WIDTH, INNER, KV_WIDTH = 30, 576, 1536, 192  # of SmolLM2-135M
+CEILING_SHARE = 0.45
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and what must come out: times as fast as TRL as installed and at its best, share of its memory."""
+
+    method: str
+    is_lora: bool
+    installed: float | None
+    best: float | None
+    memory: float | None
+
+    @property
+    def options(self) -> list[str]:
+        """For either system."""
+        return ["--method", self.method, "--lr", "1e-5", *(["--lora", str(RANK)] if self.is_lora else [])]
+
+    @property
+    def has_reference(self) -> bool:
+        return self.method == "dpo"
+
+
+CASES = {
+    "lora": Case("dpo", is_lora=True, installed=12.0, best=3.5, memory=0.45),
+    "full": Case("dpo", is_lora=False, installed=None, best=2.5, memory=0.6),
+    "orpo": Case("orpo", is_lora=True, installed=3.0, best=None, memory=None),
+    "sft": Case("sft", is_lora=True, installed=3.0, best=None, memory=None),
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +93,9 @@ TOKENS_PER_PACK = 2048  # the default; 1,024 takes 0.9 GB less and about 15 % mo
 class Bench:
     """The inputs, and every run so far."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, case: Case) -> None:
         folder = inputs.work_folder()
+        self.case = case
         self.steps = steps
         self.model = str(inputs.smol_shape(folder / "smol-135m"))
         self.rows = inputs.speed_rows(folder / f"speed-{steps}", steps, PAIRS)
@@ -86,7 +117,8 @@ class Bench:
             self.refused[name] = f"needs about {setting.needed_bytes / measure.GIB:.0f} GiB"
             measure.say(f"left out: {name}: {self.refused[name]}")
             return None
-        given = ("--model", self.model, "--train", self.rows_for(setting.order, timed), *LR, "--steps", str(1 + timed))
+        given = ("--model", self.model, "--train", self.rows_for(setting.order, timed), *self.case.options)
+        given = (*given, "--steps", str(1 + timed))
         try:
             done = measure.peer(*given, *setting.options, allocator=allocator)
         except measure.RunFailed as error:
@@ -97,7 +129,8 @@ class Bench:
 
     def ours(self, kind: str) -> dict[str, Any]:
         """One run of preftune on all steps."""
-        given = ("--model", self.model, "--train", self.rows_for("shuffled", self.steps), *LR, "--steps", str(1 + self.steps))
+        given = ("--model", self.model, "--train", self.rows_for("shuffled", self.steps), *self.case.options)
+        given = (*given, "--steps", str(1 + self.steps))
         done = measure.ours(*given, "--dtype", "bfloat16", "--tokens-per-pack", str(TOKENS_PER_PACK))
         return self.keep(done, "preftune", "preftune", self.steps, kind)
 
@@ -138,10 +171,12 @@ def probe(bench: Bench, deadline: float) -> list[Setting]:
                 seconds[setting] = float("inf") if done is None else done["seconds_per_step"]
         return min(seconds, key=seconds.__getitem__)
 
-    best = look(*(replace(START, split=split) for split in ((2, 4), (4, 2), (1, 8), (8, 1))))
-    best = look(*(replace(best, dtype=dtype) for dtype in ("bfloat16-autocast", "autocast", "float32")))
+    start = replace(START, precompute=bench.case.has_reference)
+    best = look(*(replace(start, split=split) for split in ((2, 4), (1, 8), (4, 2), (8, 1))))
+    best = look(*(replace(best, dtype=dtype) for dtype in ("bfloat16-autocast", "bfloat16", "autocast", "float32")))
     best = look(*(replace(best, checkpointing=True, split=split) for split in (best.split, (8, 1))))
-    best = look(replace(best, precompute=False))
+    if bench.case.has_reference:
+        best = look(replace(best, precompute=False))
     if seconds[best] == float("inf"):
         raise measure.RunFailed("no setting of TRL ran")
     # grouped batches differ in length by design, so only all of them together hold the same pairs: the rounds decide
@@ -154,7 +189,7 @@ def rounds(bench: Bench, best: Sequence[Setting], number: int) -> None:
         turn: list[tuple[Setting | None, int, bool]] = [(None, bench.steps, True)]
         turn += [(setting, bench.steps, True) for setting in best]
         turn += [(None, bench.steps, True), (AS_INSTALLED, 2, False)]
-        if at == 0:
+        if at == 0 and bench.case.has_reference:
             turn += [(replace(best[-1], precompute=False), bench.steps, True), (AS_INSTALLED, 2, True)]
         for setting, timed, allocator in turn if at % 2 == 0 else reversed(turn):
             if setting is None:
@@ -200,40 +235,77 @@ def summary(bench: Bench) -> dict[str, Any]:
     same = [one for one in found if "same allocator" in one["setting"]]
     best = min(same, key=lambda one: one["seconds_per_step"]) if same else None
     keys = ("seconds_per_step", "first_epoch_seconds_per_step", "once_seconds", "peak_rss_bytes")
-    setting = f"packs of {TOKENS_PER_PACK:,} tokens, bfloat16, float32 adapters, reference cached"
+    precision = "bfloat16, float32 adapters" if bench.case.is_lora else "bfloat16, float32 masters"
+    setting = f"packs of {TOKENS_PER_PACK:,} tokens, {precision}{', reference cached' if bench.case.has_reference else ''}"
+    targets: dict[str, bool] = {}
+    if bench.case.installed is not None:
+        is_met = bool(installed and installed["times_slower"] >= bench.case.installed)
+        targets[f"{bench.case.installed:g} times as fast as TRL as installed"] = is_met
+    if bench.case.best is not None:
+        is_met = bool(best and best["times_slower"] >= bench.case.best)
+        targets[f"{bench.case.best:g} times as fast as TRL's best, same allocator"] = is_met
+    if bench.case.memory is not None:
+        is_met = bool(best and best["our_share_of_memory"] <= bench.case.memory)
+        targets[f"at most {100 * bench.case.memory:.0f} % of that one's peak memory"] = is_met
     return {
+        "method": bench.case.method,
+        "is_lora": bench.case.is_lora,
         "preftune": {"setting": setting, "rounds": len(ours)} | {key: middle(ours, key) for key in keys},
         "trl": found,
         "best": None if best is None else best["setting"],
-        "targets": {
-            "8 times as fast as TRL as installed": bool(installed and installed["times_slower"] >= TARGETS["as installed"]),
-            "2.4 times as fast as TRL's best, same allocator": bool(best and best["times_slower"] >= TARGETS["same allocator"]),
-            "at most 60 % of that one's peak memory": bool(best and best["our_share_of_memory"] <= TARGETS["memory"]),
-        },
+        "targets": targets,
         "refused": bench.refused,
     }
 
 
-def compare(steps: int, number: int, probe_seconds: float) -> dict[str, Any]:
+def useful_flops(path: str, case: Case) -> float:
+    """Of a timed step on average: 4 N T (6 N T where all weights train) and attention, N parameters that a token meets.
+
+    T are the tokens of the shared layout, for the head those of completions. Adapters, recomputation and the reference
+    are not counted. Lengths are the words of the rows, the end token added.
+    """
+    factor = 4 if case.is_lora else 6
+    layer = WIDTH * (2 * WIDTH + 2 * KV_WIDTH) + 3 * WIDTH * INNER
+    total = 0
+    lines = Path(path).read_text().splitlines()[PAIRS:]
+    for row in map(json.loads, lines):
+        prompt = len(row["prompt"].split())
+        sides = ("chosen",) if case.method == "sft" else ("chosen", "rejected")
+        completions = [len(row[side].split()) + 1 for side in sides]
+        seen = prompt * (prompt + 1) // 2 + sum(one * prompt + one * (one + 1) // 2 for one in completions)
+        total += factor * LAYERS * layer * (prompt + sum(completions)) + factor * WIDTH * inputs.VOCABULARY * sum(completions)
+        total += 12 * LAYERS * WIDTH * seen
+    return total * PAIRS / len(lines)
+
+
+def compare(case: Case, steps: int, number: int, probe_seconds: float) -> dict[str, Any]:
     """The whole comparison."""
-    bench = Bench(steps)
-    equality = measure.equality(bench.model, str(bench.rows["shuffled"]))
-    failed = [name for name, is_met in equality["checks"].items() if not is_met]
+    bench = Bench(steps, case)
+    equality = measure.equality(bench.model, str(bench.rows["shuffled"]), ceiling_only=case is not CASES["lora"])
+    failed = [name for name, is_met in equality.get("checks", {}).items() if not is_met]
     measure.say(f"equality of the timed path: {'all checks met' if not failed else 'FAILED: ' + '; '.join(failed)}")
     best = probe(bench, time.monotonic() + probe_seconds)
     measure.say(f"best of the grid: {best[1]}; it runs in both orders")
     rounds(bench, best, number)
-    return summary(bench) | {"equality": equality, "runs": bench.runs, "is_equal": not failed}
+    found = summary(bench) | {"equality": equality, "runs": bench.runs, "is_equal": not failed}
+    flops = useful_flops(str(bench.rows["shuffled"]), case)
+    rate = flops / found["preftune"]["seconds_per_step"] / 1e9
+    found["flops"] = {"useful_tflop_per_step": flops / 1e12, "share_of_ceiling": rate / equality["ceiling_gflops"]["bfloat16"]}
+    if case is CASES["lora"]:
+        name = f"at least {100 * CEILING_SHARE:.0f} % of the bfloat16 ceiling in useful products"
+        found["targets"][name] = found["flops"]["share_of_ceiling"] >= CEILING_SHARE
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--case", choices=tuple(CASES), default="lora")
     made.add_argument("--steps", type=int, default=4, help="timed steps of a run")
     made.add_argument("--rounds", type=int, default=2)
     made.add_argument("--probe-seconds", type=float, default=420, help="no new point of the grid after so long")
     made.add_argument("--out", help="also write the result, as JSON")
     options = made.parse_args(arguments)
-    found = compare(options.steps, options.rounds, options.probe_seconds)
+    found = compare(CASES[options.case], options.steps, options.rounds, options.probe_seconds)
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=1))
     for one in sorted(found["trl"], key=lambda one: one["seconds_per_step"]):

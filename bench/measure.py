@@ -88,9 +88,10 @@ def heldout(policy: str, reference: str, ids: str) -> dict[str, Any]:
     return run([sys.executable, str(BENCH / "heldout.py"), "--policy", policy, "--reference", reference, "--ids", ids])
 
 
-def equality(model: str, rows: str) -> dict[str, Any]:
-    """Whether preftune's timed path equals a plain forward, and the machine's ceiling."""
-    return run([sys.executable, str(BENCH / "equality.py"), "--model", model, "--train", rows])
+def equality(model: str, rows: str, *, ceiling_only: bool = False) -> dict[str, Any]:
+    """Whether preftune's timed path equals a plain forward, and the machine's ceiling; or the ceiling alone."""
+    only = ["--ceiling-only"] if ceiling_only else []
+    return run([sys.executable, str(BENCH / "equality.py"), "--model", model, "--train", rows, *only])
 
 
 def available_bytes() -> int:

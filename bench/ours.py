@@ -52,13 +52,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     applied = set_allocator()  # as `preftune train` does; an allocator that the environment chose is left alone
     precision = "float32" if options.dtype == "float32" else "bfloat16"
     loaded = load_model(ModelConfig(name=options.model), precision=precision)  # type: ignore[arg-type]
-    train = rows_of(options.train, loaded.tokenizer, options.max_length)
+    train = rows_of(options.train, loaded.tokenizer, options.max_length, "demonstrations" if options.method == "sft" else "pairs")
     if options.dump_ids:
         Path(options.dump_ids).write_text("".join(json.dumps(ids_of(example)) + "\n" for example in train))
     config = StageConfig(
         name="bench",
-        method="dpo",
-        loss={"beta": options.beta},
+        method=options.method,
+        loss={"beta": options.beta} if options.method == "dpo" else {},
         adapter="lora" if options.lora else "full",
         lora=LoraConfig(rank=options.lora or 16, alpha=2 * (options.lora or 16)),
         epochs=options.epochs,
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         schedule=options.schedule,
         warmup=options.warmup,
         shuffle=False,  # the file is in the order that both systems train in
+        shared_prefix="off" if options.no_sharing else "auto",
         evals=0,
         checkpoints=0,
     )
@@ -101,6 +102,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "step_seconds": steps,
         "step_cpu_seconds": differences(clock.cpu),
         "peak_rss_bytes": peak_rss_bytes(),
+        "peak_cuda_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         "reference_forwards": done.reference_forwards,
         "facts": {key: value for key, value in done.facts.items() if isinstance(value, str | int | float)},
         "losses": clock.losses,
@@ -113,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", required=True)
     made.add_argument("--train", required=True, help="JSONL of prompt, chosen, rejected")
     made.add_argument("--out", required=True, help="where the JSON goes")
+    made.add_argument("--method", choices=("dpo", "orpo", "sft"), default="dpo")
     made.add_argument("--batch", type=int, default=8, help="pairs per step")
     made.add_argument("--steps", type=int)
     made.add_argument("--epochs", type=float, default=1.0)
@@ -124,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lora", type=int, help="rank; full fine-tuning without")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument("--tokens-per-pack", type=int, default=2048)
+    made.add_argument("--no-sharing", action="store_true", help="one row a completion")
     made.add_argument("--max-length", type=int, default=1024)
     made.add_argument("--dump-ids")
     made.add_argument("--save", help="run folder; the model is in its final/")

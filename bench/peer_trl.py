@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # ORPO warns that it may move
+
 import torch
 import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from process import differences, peak_rss_bytes
 
+CONFIGS = {"dpo": DPOConfig, "orpo": ORPOConfig, "sft": SFTConfig}
+TRAINERS = {"dpo": DPOTrainer, "orpo": ORPOTrainer, "sft": SFTTrainer}
 DTYPES = ("float32", "autocast", "bfloat16", "bfloat16-autocast")
 
 
@@ -52,14 +58,13 @@ class RecordingTrainer(DPOTrainer):
         return loss
 
 
-def config_of(options: argparse.Namespace, folder: str) -> DPOConfig:
+def config_of(options: argparse.Namespace, folder: str) -> Any:
     """The peer's configuration; an option that is not given stays at TRL's own default."""
     given: dict[str, Any] = {
         "output_dir": folder,
         "per_device_train_batch_size": options.batch,
         "gradient_accumulation_steps": options.accumulate,
         "learning_rate": options.lr,
-        "beta": options.beta,
         "lr_scheduler_type": options.schedule,
         "warmup_steps": options.warmup,
         "seed": options.seed,
@@ -67,10 +72,11 @@ def config_of(options: argparse.Namespace, folder: str) -> DPOConfig:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": not options.cuda,
         "logging_steps": options.logging_steps,
-        "precompute_ref_log_probs": options.precompute,
     }
+    if options.method == "dpo":
+        given |= {"beta": options.beta, "precompute_ref_log_probs": options.precompute}
     if options.max_length:
         given["max_length"] = options.max_length
     if options.steps:
@@ -81,10 +87,25 @@ def config_of(options: argparse.Namespace, folder: str) -> DPOConfig:
         given["bf16"] = False
     elif options.dtype.startswith("bfloat16"):
         given["bf16"] = options.dtype == "bfloat16-autocast"
-        given["model_init_kwargs"] = {"dtype": "bfloat16"}
+        if options.method != "orpo":  # which takes a loaded model here
+            given["model_init_kwargs"] = {"dtype": "bfloat16"}
     if options.checkpointing is not None:
         given["gradient_checkpointing"] = options.checkpointing == "on"
-    return DPOConfig(**given)
+    return CONFIGS[options.method](**given)
+
+
+def columns_of(method: str, row: dict[str, Any]) -> dict[str, str]:
+    """What a trainer reads of a row; SFT the chosen completion."""
+    if method == "sft":
+        return {"prompt": row["prompt"], "completion": row["chosen"]}
+    return {key: row[key] for key in ("prompt", "chosen", "rejected")}
+
+
+def model_of(options: argparse.Namespace) -> Any:
+    """The model's folder, or the loaded model where the trainer wants one."""
+    if options.method != "orpo":
+        return options.model
+    return AutoModelForCausalLM.from_pretrained(options.model, dtype="bfloat16" if "bfloat16" in options.dtype else "float32")
 
 
 def tokenizer_that_keeps_unknowns(model: str) -> Any:
@@ -99,10 +120,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     clock = StepClock()
     imported = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        made = (RecordingTrainer if options.losses else DPOTrainer)(
-            model=options.model,
+        made = (RecordingTrainer if options.losses else TRAINERS[options.method])(
+            model=model_of(options),
             args=config_of(options, folder),
-            train_dataset=Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]),
+            train_dataset=Dataset.from_list([columns_of(options.method, row) for row in rows]),
             peft_config=LoraConfig(
                 r=options.lora, lora_alpha=2 * options.lora, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
             )
@@ -133,6 +154,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "step_seconds": differences(clock.times),
         "step_cpu_seconds": differences(clock.cpu),
         "peak_rss_bytes": peak_rss_bytes(),
+        "peak_cuda_bytes": torch.cuda.max_memory_allocated() if options.cuda else 0,
         "logged": [{"step": row["step"], "loss": row["loss"]} for row in made.state.log_history if "loss" in row],
     }
     if options.losses:
@@ -147,6 +169,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", required=True, help="folder of the model")
     made.add_argument("--train", required=True, help="JSONL of prompt, chosen, rejected")
     made.add_argument("--out", required=True, help="where the JSON goes")
+    made.add_argument("--method", choices=("dpo", "orpo", "sft"), default="dpo")
+    made.add_argument("--cuda", action="store_true", help="on the GPU")
     made.add_argument("--batch", type=int, default=8)
     made.add_argument("--accumulate", type=int, default=1)
     made.add_argument("--steps", type=int)

@@ -1,7 +1,8 @@
 """Runs every comparison with the peer and writes `bench/results/*.json` and the table `bench/results/README.md`.
 
-Unattended, at most about 40 minutes on two quiet cores. `--only parity|quality|lora|serving` runs one part; the table is then
-made of the new part and of what the other parts' files say.
+Unattended, at most about 40 minutes on two quiet cores. `--only PART ...` (parity, quality, lora, full, orpo, sft, serving)
+runs some parts; the table is then made of the new ones and of what the other parts' files say. So a run that was cut short is
+taken up with the parts that are missing.
 """
 
 from __future__ import annotations
@@ -26,13 +27,25 @@ PARTS: Mapping[str, Callable[[list[str]], dict[str, Any]]] = {
     "parity": parity.main,
     "quality": quality_vs_trl.main,
     "lora": lora_speed.main,
+    "full": lambda given: lora_speed.main(["--case", "full", *given]),
+    "orpo": lambda given: lora_speed.main(["--case", "orpo", *given]),
+    "sft": lambda given: lora_speed.main(["--case", "sft", *given]),
     "serving": serving.main,
 }
 QUICK: Mapping[str, list[str]] = {
     "parity": ["--steps", "10", "--loss-steps", "3"],
     "quality": ["--seeds", "1"],
     "lora": ["--steps", "2", "--rounds", "1", "--probe-seconds", "0"],
+    "full": ["--steps", "1", "--rounds", "1", "--probe-seconds", "0"],
+    "orpo": ["--steps", "1", "--rounds", "1", "--probe-seconds", "0"],
+    "sft": ["--steps", "1", "--rounds", "1", "--probe-seconds", "0"],
     "serving": ["--kinds", "tiny", "--dtypes", "float32", "--no-peer"],
+}
+FULL_RUN: Mapping[str, list[str]] = {  # so that everything together stays within its time
+    "lora": ["--probe-seconds", "240"],
+    "full": ["--steps", "2", "--rounds", "1", "--probe-seconds", "60"],
+    "orpo": ["--steps", "2", "--rounds", "1", "--probe-seconds", "60"],
+    "sft": ["--steps", "2", "--rounds", "1", "--probe-seconds", "60"],
 }
 Found = dict[str, Any]
 
@@ -53,7 +66,7 @@ def is_good(found: Found) -> bool:
 
 def main() -> int:
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--only", choices=tuple(PARTS), help="run one part")
+    made.add_argument("--only", choices=tuple(PARTS), nargs="+", help="run these parts alone")
     made.add_argument(
         "--quick", action="store_true", help="a rehearsal: one seed, one round, one point of the grid; keeps nothing"
     )
@@ -67,11 +80,11 @@ def main() -> int:
     measure.say(f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gb']} GB, load {facts['load_at_start']:.1f}")
     if facts["load_at_start"] > 0.5:
         measure.say("other processes are busy: expect times that do not repeat")
-    for name in [options.only] if options.only else list(PARTS):
+    for name in options.only or list(PARTS):
         start = time.monotonic()
         measure.say(f"---- {name}")
         try:
-            found = PARTS[name](QUICK[name] if options.quick else [])
+            found = PARTS[name](QUICK[name] if options.quick else FULL_RUN.get(name, []))
         except measure.RunFailed as error:
             measure.say(f"{name} failed: {error}")
             is_everything_good = False

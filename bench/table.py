@@ -79,11 +79,12 @@ def quality_lines(found: Found) -> list[str]:
 
 
 def lora_lines(found: Found) -> list[str]:
-    ours = found["preftune"]
+    ours, method, is_lora = found["preftune"], found.get("method", "dpo"), found.get("is_lora", True)
+    trained = "LoRA of rank 16 on all linear layers" if is_lora else "all weights trained"
     lines = [
-        "## Speed and memory of LoRA DPO",
+        f"## Speed and memory of {'LoRA' if is_lora else 'full'} {method.upper()}",
         "",
-        "SmolLM2-135M's shape with random weights, LoRA of rank 16 on all linear layers, 8 pairs a step with the lengths of",
+        f"SmolLM2-135M's shape with random weights, {trained}, 8 pairs a step with the lengths of",
         "hh-rlhf helpful-base. Medians over alternating rounds; the ratio in a row is taken over the same pairs. A first epoch",
         "includes the reference's scores (in TRL's steps, or to fill the cache); a later step of TRL has them in it unless they",
         f"are precomputed. The checks at the start of a run cost preftune another {ours['once_seconds']:.0f} s, once.",
@@ -109,16 +110,24 @@ def lora_lines(found: Found) -> list[str]:
         )
         for one in sorted(found["trl"], key=lambda one: one["seconds_per_step"])
     ]
-    lines += [
-        "",
-        "TRL's grid, two timed steps each, with the same allocator settings:",
-        "",
-        *head("TRL", "s/step", "peak memory, GB"),
-    ]
     probes = sorted((run for run in found["runs"] if run["kind"] == "probe"), key=lambda run: run["seconds_per_step"])
+    if probes or found["refused"]:
+        timed = probes[0]["timed_steps"] if probes else 0
+        lines += ["", f"TRL's grid, {timed} timed steps each, with the same allocator settings:", ""]
+        lines += head("TRL", "s/step", "peak memory, GB")
+    else:
+        lines += ["", "TRL's grid was not run this time; [grid.md](grid.md) holds the last one."]
     lines += [row(run["setting"].split(" | ")[0], f"{run['seconds_per_step']:.2f}", gb(run["peak_rss_bytes"])) for run in probes]
     lines += [row(name.split(" | ")[0], f"left out: {why.splitlines()[0]}", "") for name, why in found["refused"].items()]
-    return [*lines, "", *equality_lines(found["equality"])]
+    flops = found.get("flops")
+    if flops is not None:
+        share, ceiling = 100 * flops["share_of_ceiling"], found["equality"]["ceiling_gflops"]["bfloat16"]
+        useful = f"Useful products of a step: {flops['useful_tflop_per_step']:.2f} TFLOP"
+        lines += [
+            "",
+            f"{useful}, {share:.0f} % of the ceiling of {ceiling:.0f} GFLOP/s in bfloat16.",
+        ]
+    return [*lines, "", *(equality_lines(found["equality"]) if "checks" in found["equality"] else [])]
 
 
 def equality_lines(equal: Found) -> list[str]:
@@ -163,8 +172,11 @@ def serving_lines(found: Found) -> list[str]:
 
 
 LINES: Mapping[str, Callable[[Found], list[str]]] = {
-    "parity": parity_lines, "quality": quality_lines, "lora": lora_lines, "serving": serving_lines,
-}  # fmt: skip
+    "parity": parity_lines,
+    "quality": quality_lines,
+    **dict.fromkeys(("lora", "full", "orpo", "sft"), lora_lines),
+    "serving": serving_lines,
+}
 
 
 def page(folder: Path) -> str:
