@@ -336,10 +336,12 @@ def _check_least(task: ProbeTask, limit: MemoryLimit | None) -> list[Finding]:
     size = sum(math.prod(shape) for shape in task.shapes.values())
     findings: list[Finding] = []
     for config in task.recipe.stages:
-        width = 2 if choose_precision(task.recipe.model.dtype, config.adapter) == "bfloat16" else 4
+        width: float = 2 if choose_precision(task.recipe.model.dtype, config.adapter) == "bfloat16" else 4
+        if task.recipe.model.load_in_4bit or task.recipe.model.load_in_8bit:
+            width = 0.5 if task.recipe.model.load_in_4bit else 1
         masters = 4 if width == 2 and config.adapter == "full" else 0
         moments = 8 if config.optimizer == "adamw" else 2
-        least = size * width + num_trainable(config, task.shapes) * (4 + moments + masters)
+        least = int(size * width) + num_trainable(config, task.shapes) * (4 + moments + masters)
         if least > limit.num_bytes:
             findings += check_memory(config.name, least, limit, "takes for weights, gradients and optimiser alone")
     return findings

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge
 from pydantic import BeforeValidator
 
+from preftune.core.errors import RecipeError
 from preftune.core.section import Section
+
+if TYPE_CHECKING:
+    from preftune.core.recipe import ModelConfig, StageConfig
 
 Checkpointing: TypeAlias = Literal["auto", "on", "off"]
 Offloading: TypeAlias = Literal["off", "host", "disk"]
@@ -36,3 +41,14 @@ class MemoryOptions(Section):
     activation_offloading: Annotated[Offloading, BeforeValidator(_switch)] = "off"
     optimizer: OptimizerName = "adamw"
     router_aux_loss_coef: Annotated[float, Ge(0)] | None = None
+
+
+def check_quantised(model: ModelConfig, stages: Sequence[StageConfig]) -> None:
+    """RecipeError, naming the field, where a rounded base contradicts another key."""
+    if model.load_in_4bit and model.load_in_8bit:
+        raise RecipeError("model.load_in_8bit: contradicts load_in_4bit; write one of them")
+    if model.load_in_4bit or model.load_in_8bit:
+        key = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
+        for stage in stages:
+            if stage.kind == "train" and stage.adapter == "full":
+                raise RecipeError(f"adapter: full trains all weights, and model.{key} rounds them; write adapter: lora")

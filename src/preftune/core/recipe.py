@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Interval
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from preftune.core.errors import RecipeError
-from preftune.core.memory import MemoryOptions
+from preftune.core.memory import MemoryOptions, check_quantised
 from preftune.core.references import ReferenceConfig, check_reference, short_reference
 from preftune.core.registry import suggest
 from preftune.core.rounds import GENERATE, fill_previous, generate_stage, write_rounds
@@ -28,13 +28,16 @@ class ModelConfig(Section):
 
     name: ``starter`` (the embedded one), a folder, or a hub id. dtype ``auto``: bfloat16 where the hardware
     multiplies it natively and training is LoRA, else float32. chat_template: ``chatml``, ``plain`` or a file,
-    for models without a template of their own (or to replace it).
+    for models without a template of their own (or to replace it). load_in_4bit, load_in_8bit: round the base under adapters
+    (QLoRA's NF4, LLM.int8()), through bitsandbytes.
     """
 
     name: str
     revision: str | None = None
     chat_template: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
 
 
 class DataConfig(Section):
@@ -263,6 +266,7 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{where}: {explain([first], _hint_of(Recipe, first['loc']))}") from None
+    check_quantised(built.model, built.stages)
     for index, stage in enumerate(built.stages):
         check_reference(stage.reference, stage.adapter, "" if stages is None else f"stages.{index}.")
     return built.model_copy(update={"stages": _named(built.stages)})

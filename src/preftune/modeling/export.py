@@ -25,7 +25,8 @@ from preftune.modeling.forward import base_of
 from preftune.modeling.generate import Prompt, prompt_ids, sample_tokens
 from preftune.modeling.gguf_file import GgufType, check_gguf, head_width, split_name, splitter, write_gguf
 from preftune.modeling.lineage import save_model
-from preftune.modeling.load import ADAPTER_CONFIG, DTYPES, LoadedModel, load_model, model_path, one_line
+from preftune.modeling.load import ADAPTER_CONFIG, DTYPES, LoadedModel, MissingPackage, load_model, model_path, one_line
+from preftune.modeling.quantised import NOTE, dequantised, is_available, quantisation, read_note, settle
 from preftune.modeling.quiet import quiet
 from preftune.modeling.tokenizer import HubTokenizer
 
@@ -191,11 +192,26 @@ def _plain_model(source: ModelConfig) -> nn.Module:
     model: nn.Module
     if is_adapter(path):
         adapter = cast(PeftConfig, PeftConfig.from_pretrained(path))
-        base = read(model_path(str(adapter.base_model_name_or_path)), revision=adapter.revision, **how)
+        base = read(model_path(str(adapter.base_model_name_or_path)), revision=adapter.revision, **how, **_rounded(Path(path)))
+        bits = read_note(Path(path))
+        if bits is not None:
+            settle(base, bits)
+        if bits == "8bit":  # LLM.int8() rounds activations too, which no dense model does
+            base = dequantised(base, bits)
         model = PeftModel.from_pretrained(cast(Any, base), path, is_trainable=False)
     else:
         model = read(path, revision=source.revision, **how)
     return model.eval()
+
+
+def _rounded(adapter: Path) -> dict[str, Any]:
+    """How the base of an adapter was rounded while it trained, for ``from_pretrained``."""
+    bits = read_note(adapter)
+    if bits is None:
+        return {}
+    if not is_available():
+        raise MissingPackage(f"{adapter}: its base was rounded by bitsandbytes; pip install 'preftune[quant]'")
+    return {"quantization_config": quantisation(bits, torch.float32)}
 
 
 def _write_merged(loaded: LoadedModel, folder: Path, dtype: Dtype) -> None:
@@ -214,6 +230,8 @@ def _write_adapter(source: str, loaded: LoadedModel, folder: Path, dtype: Dtype)
     config = read_json(path / ADAPTER_CONFIG)
     config["base_model_name_or_path"] = model_path(str(config["base_model_name_or_path"]))
     write_json(folder / ADAPTER_CONFIG, config)
+    if (path / NOTE).is_file():
+        write_json(folder / NOTE, read_json(path / NOTE))
     state = load_file(path / "adapter_model.safetensors")
     rounded = {name: one.to(DTYPES[dtype]).contiguous() for name, one in state.items()}
     save_file(rounded, folder / "adapter_model.safetensors", metadata={"format": "pt"})

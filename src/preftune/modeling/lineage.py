@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.modeling.forward import base_of
+from preftune.modeling.quantised import write_note
 from preftune.modeling.quiet import quiet
 from preftune.modeling.routers import as_loaded
 from preftune.modeling.tokenizer import HubTokenizer
@@ -115,6 +116,8 @@ def _save_weights(model: nn.Module, folder: Path) -> None:
             _save_merged(model, folder)
         else:
             _save_joined((*lineage.merged, own), lineage.base, folder)
+    if isinstance(model, PeftModel) and (folder / "adapter_config.json").is_file():
+        write_note(base_of(model), folder)
     readme = folder / "README.md"  # PEFT's empty model card
     if isinstance(model, PeftModel) and readme.is_file():
         readme.unlink()

@@ -40,6 +40,7 @@ from transformers.utils.hub import cached_file
 from preftune.core.errors import InputError
 from preftune.core.recipe import ModelConfig
 from preftune.modeling.lineage import Lineage, absorb_adapter, set_lineage
+from preftune.modeling.quantised import Bits, bits_of, dequantised, is_available, quantisation, read_note, settle
 from preftune.modeling.quiet import quiet
 from preftune.modeling.routers import quieten_routers
 from preftune.modeling.sharing import position_limits
@@ -128,10 +129,13 @@ def load_model(config: ModelConfig, *, precision: Precision) -> LoadedModel:
     with quiet(), one_line(config.name):
         adapter = _adapter_config(path, config)
         if adapter is None:
-            model, base = _read(path, config.revision, dtype, config.name), config.name
+            model, base = _read(path, config.revision, dtype, config.name, bits_of(config)), config.name
         else:
             base = str(adapter.base_model_name_or_path)
-            model = _read(model_path(base), adapter.revision, torch.float32, base)
+            bits = read_note(Path(path))
+            model = _read(model_path(base), adapter.revision, torch.float32, base, bits)
+            if bits is not None:  # the adapter learnt on the base as it was rounded
+                model = dequantised(model, bits)
             wrapped = PeftModel.from_pretrained(model, path, is_trainable=False)
             model, parts = absorb_adapter(wrapped, dtype)
         set_lineage(model, Lineage(_portable(base), parts if adapter is not None else ()))
@@ -170,7 +174,9 @@ def read_max_positions(config: ModelConfig) -> int:
     return limits[0] if limits else NO_LIMIT
 
 
-def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> PreTrainedModel:
+def _read(path: str, revision: str | None, dtype: torch.dtype, name: str, bits: Bits | None = None) -> PreTrainedModel:
+    if bits is not None and not is_available():
+        raise MissingPackage(f"{name}: model.load_in_{bits} needs the package bitsandbytes; pip install 'preftune[quant]'")
     settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     _refuse(settings, name)
     for part in {id(part): part for part in (settings, settings.get_text_config())}.values():
@@ -184,6 +190,7 @@ def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> Pre
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        **({} if bits is None else {"quantization_config": quantisation(bits, dtype)}),
     )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -191,6 +198,8 @@ def _read(path: str, revision: str | None, dtype: torch.dtype, name: str) -> Pre
             f"{name}: {len(missing)} weights are not in its files, first {missing[0]}; the model folder is incomplete"
         )
     quieten_routers(model)
+    if bits is not None:
+        settle(model, bits)
     return model
 
 

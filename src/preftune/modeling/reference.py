@@ -39,6 +39,7 @@ from preftune.core.records import TokenisedCompletion, TokenisedExample
 from preftune.data.pack import Pack
 from preftune.modeling.adapters import adapter_off
 from preftune.modeling.forward import Scorer, base_of
+from preftune.modeling.quantised import scales_of
 
 Array = npt.NDArray[np.float32]
 ENTRY = np.dtype([("key", "S16"), ("start", "<u8"), ("count", "<u8"), ("check", "S8")])
@@ -103,6 +104,8 @@ def weights_digest(model: nn.Module) -> str:
     for name, weight in sorted(_plain_weights(base)):
         state.update(f"{name}|{weight.dtype}|{tuple(weight.shape)}|".encode())
         state.update(_bytes_of(weight).data)
+        for scale in scales_of(weight):
+            state.update(_bytes_of(scale).data)
     return state.hexdigest()
 
 
@@ -271,17 +274,17 @@ def _map(path: Path) -> Array:
 
 def _plain_weights(base: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters under the names that they have without adapters."""
-    found = []
+    found: list[tuple[str, Tensor]] = []
     for name, parameter in base.named_parameters():
         parts = name.split(".")
         if any(part.startswith("lora_") for part in parts) or "modules_to_save" in parts:
             continue
-        found.append((".".join(part for part in parts if part not in ("base_layer", "original_module")), parameter.detach()))
+        found.append((".".join(part for part in parts if part not in ("base_layer", "original_module")), parameter))
     return found
 
 
 def _bytes_of(weight: Tensor) -> npt.NDArray[np.uint8]:
-    flat: npt.NDArray[np.uint8] = weight.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    flat: npt.NDArray[np.uint8] = weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return flat
 
 
