@@ -76,7 +76,10 @@ def give_feedback(request: Request, caller: CallerOf, body: Feedback) -> dict[st
     return {"object": "feedback", "id": kept.id, "completion_id": body.completion_id, "choice": body.choice}
 
 
-@router.get("/feedback/export")
+@router.get(
+    "/feedback/export", response_class=StreamingResponse,
+    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+)  # fmt: skip
 def export_feedback(
     request: Request, caller: CallerOf, kind: Literal["preferences", "ratings"] = "preferences"
 ) -> StreamingResponse:
