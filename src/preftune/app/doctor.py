@@ -24,7 +24,8 @@ MIN_MEMORY_GB = 1.0
 REQUIRED = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "scipy", "pydantic", "pyarrow", "click")
 OPTIONAL = {
     "zstandard": "reading .zst files",
-    "bitsandbytes": "models quantised by bitsandbytes",
+    "bitsandbytes": "bases of 4 and 8 bits, moments of 8 bits",
+    "gguf": "export --gguf",
     "gptqmodel": "models quantised by GPTQ or AWQ",
 }
 _GB = 1e9

@@ -55,7 +55,9 @@ class Axolotl:
         **read("optimiser", "optimizer"),
         **read("data", "datasets test_datasets"),
         **leave("the batch follows from micro_batch_size", "batch_size eval_batch_size"),
-        **leave(shared.NO_QUANTS, "load_in_4bit load_in_8bit gptq", False),
+        "load_in_4bit": To("model.load_in_4bit", flag),
+        "load_in_8bit": To("model.load_in_8bit", flag),
+        **leave(shared.NO_QUANTS, "gptq", False),
         **leave(shared.TRUST, "trust_remote_code", False),
         **leave(
             shared.LOGGING,

@@ -28,7 +28,7 @@ WHEN = "evaluations and checkpoints are counts over a stage (evals, checkpoints)
 SPEED = "how fast, not what: chosen by preftune itself, or not offered on one machine"
 TRUST = "code of a model's repository is never executed"
 HUB = "pushing is a verb of its own: preftune export MODEL --to DIR --push-to-hub REPO"
-NO_QUANTS = "there is no quantised base here; adapters stand on bfloat16 or float32 weights"
+NO_QUANTS = "write model.load_in_4bit (NF4, double quantisation) or load_in_8bit; other ways of rounding are not offered"
 
 
 def share(value: Any) -> float:

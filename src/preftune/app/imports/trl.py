@@ -57,7 +57,8 @@ class TRL:
         **leave("the reference is computed once and kept; it does not move", "sync_ref_model", False),
         **leave("the reference does not move", "ref_model_mixup_alpha ref_model_sync_steps"),
         **leave("dpo here has a reference; simpo, orpo and cpo are losses without one", "reference_free", False),
-        **leave(shared.NO_QUANTS, "load_in_4bit load_in_8bit", False),
+        "load_in_4bit": To("model.load_in_4bit", flag),
+        "load_in_8bit": To("model.load_in_8bit", flag),
         **leave(shared.NO_QUANTS, "bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage"),
         **leave(shared.TRUST, "trust_remote_code", False),
         **leave(
