@@ -30,7 +30,7 @@ def test_scores_are_made_once_and_a_run_finds_them(preftune, recipe, tmp_path):
     assert counts(preftune("reference", recipe, "--json", "beta=0.7", "lr=3e-4", "epochs=1")) == (64, 0)
     said = preftune("reference", recipe)
     assert "64 completions, 64 held, 0 scored now; the cache of reference" in said.stdout
-    run = preftune("train", recipe, "max_steps=1", "--no-probe", "--json")
+    run = preftune("train", recipe, "max_steps=1", "warmup=0", "--no-probe", "--json")
     assert json.loads(run.stdout)["stages"][0]["reference_forwards"] == 0, run.stderr
 
 

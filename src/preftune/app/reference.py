@@ -127,7 +127,7 @@ def _score(
         scored = fill_cache(plan_of_stage, sink, should_stop=lambda: bool(stop))
     assert scored is not None
     hits, misses = scored.num_held, scored.num_asked - scored.num_held
-    return StageScores(config.name, hits, misses, scored.cache.num_bytes, scored.identity)
+    return StageScores(config.name, hits, misses, scored.cache.num_bytes, scored.cache.identity.digest)
 
 
 def _is_cached(config: StageConfig) -> bool:

@@ -76,6 +76,11 @@ class ReferenceIdentity:
         """One digest of it all."""
         return digest_json(asdict(self))
 
+    @property
+    def model(self) -> str:
+        """Digest of which model it is, wherever and by whichever kernel it is computed: what a resumed run must agree on."""
+        return digest_json([self.weights, self.adapter, self.dtype])
+
 
 def reference_logps(scorer: Scorer, pack: Pack, in_place: Callable[[], AbstractContextManager[None]]) -> Tensor:
     """Log-probabilities of a pack under the reference: dropout off, no graph; (targets,) nats, float32.

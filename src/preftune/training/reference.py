@@ -40,7 +40,7 @@ class Reference(Protocol):
 
     @property
     def identity(self) -> str:
-        """Digest of weights, precision, kernel and versions: what the scores depend on; of the start, if they follow."""
+        """Digest of the model, and of how it moves: what a resumed run must agree on. Kernels are a run's arithmetic."""
 
     @property
     def num_forwards(self) -> int:
@@ -88,8 +88,8 @@ class CachedReference:
 
     @property
     def identity(self) -> str:
-        """Of the cache."""
-        return self.cache.identity.digest
+        """Of the model whose scores are in the cache."""
+        return self.cache.identity.model
 
     @property
     def num_forwards(self) -> int:
@@ -278,7 +278,7 @@ def _scorer_of_another(stage: StagePlan, policy: Scorer) -> Scorer:
 
 def _digest(asked: ReferenceConfig, start: ReferenceIdentity) -> str:
     """Of a live reference: of its weights at the start, and of how it moves."""
-    return digest_json([asked.model_dump(mode="json"), start.digest])
+    return digest_json([asked.model_dump(mode="json"), start.model])
 
 
 def _missing(cache: ReferenceCache, packs: Sequence[Pack], ranks: Ranks) -> list[list[TokenisedExample]]:
