@@ -131,7 +131,7 @@ class Bench:
         """One run of preftune on all steps."""
         given = ("--model", self.model, "--train", self.rows_for("shuffled", self.steps), *self.case.options)
         given = (*given, "--steps", str(1 + self.steps))
-        done = measure.ours(*given, "--dtype", "bfloat16", "--tokens-per-pack", str(TOKENS_PER_PACK))
+        done = measure.ours(*given, "--dtype", "bfloat16", "--tokens-per-pack", str(TOKENS_PER_PACK), "--compile", "on")
         return self.keep(done, "preftune", "preftune", self.steps, kind)
 
     def keep(self, done: dict[str, Any], system: str, name: str, timed: int, kind: str) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         warmup=options.warmup,
         shuffle=False,  # the file is in the order that both systems train in
         shared_prefix="off" if options.no_sharing else "auto",
+        compile=options.compile,
         evals=0,
         checkpoints=0,
     )
@@ -127,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lora", type=int, help="rank; full fine-tuning without")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument("--tokens-per-pack", type=int, default=2048)
+    made.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     made.add_argument("--no-sharing", action="store_true", help="one row a completion")
     made.add_argument("--max-length", type=int, default=1024)
     made.add_argument("--dump-ids")

@@ -80,6 +80,11 @@ class LoraConfig(Section):
     dora: bool = False
 
 
+def _switch(value: Any) -> Any:
+    """``on`` and ``off`` without quotes are True and False in YAML."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class StageConfig(MemoryOptions):
     """One stage: a method on a model and data.
 
@@ -91,6 +96,7 @@ class StageConfig(MemoryOptions):
     of the ``last`` step, or of the ``best`` evaluation on ``select`` by the metric of ``early_stopping`` (``eval_loss``).
     probe: ``off`` samples nothing. distributed: under torchrun each process holds the model (``ddp``) or its part of every
     weight, gradient and moment (``fsdp2``); ``auto`` takes fsdp2 for full fine-tuning and models that fill half of a device.
+    compile: elementwise work by torch.compile on one process; ``auto`` does it from 1,000 steps on.
     What is kept in memory: gradient_checkpointing and activation_offloading (see MemoryOptions).
     method ``generate`` makes pairs instead (see GenerateConfig, whose keys may stand beside it); ``round`` is written by
     ``rounds``.
@@ -125,6 +131,7 @@ class StageConfig(MemoryOptions):
     early_stopping: EarlyStoppingConfig | None = None
     probe: Annotated[ProbeConfig | None, BeforeValidator(on_or_off)] = ProbeConfig()
     shared_prefix: Literal["auto", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     deterministic: bool = True
     distributed: Literal["auto", "ddp", "fsdp2"] = "auto"
     generate: GenerateConfig | None = None

@@ -1,6 +1,6 @@
 """Kernels compiled by torch.compile, each with its eager form to go back to.
 
-Compiling is worth its time on long stages only (docs/adr/0036). Whatever goes wrong, a missing C++ compiler, a region that
+Compiling is worth its time on long stages only (docs/adr/0035). Whatever goes wrong, a missing C++ compiler, a region that
 does not compile, the limit on recompilations, which torch itself passes over in silence, is told once, in words, and the
 region runs eager from there on.
 """
@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from preftune.modeling import kernels
 from preftune.modeling.kernels import EAGER, Kernels
 
+WORTH_STEPS = 1000
+"""Optimiser steps that pay for compiling (20 to 45 s at its first time on two cores, 5 s from torch's cache afterwards)."""
 REGIONS = ("rms", "add_rms", "rms_backward", "rotate", "rotate_backward", "swiglu", "swiglu_backward", "token_softmax")
 
 
@@ -45,6 +47,23 @@ class Region:
                 self._tell(f"{self.name} runs uncompiled: {type(error).__name__}: {_line(error)}")
                 return found
         return self._eager(*given)
+
+
+def choose_kernels(
+    wanted: Literal["auto", "on", "off"], device: torch.device, num_steps: int, tell: Callable[[str], None]
+) -> Kernels:
+    """Compiled kernels where they are wanted and can be had, else ``EAGER``; ``auto`` wants them from ``WORTH_STEPS`` on.
+
+    It depends on the recipe and the machine alone, so that a run that is resumed computes as it did. ``tell`` hears why
+    kernels that were wanted are not compiled.
+    """
+    if wanted == "off" or (wanted == "auto" and num_steps < WORTH_STEPS):
+        return EAGER
+    reason = why_not_compiled(device)
+    if reason:
+        tell(reason)
+        return EAGER
+    return compiled_kernels(tell)
 
 
 def why_not_compiled(device: torch.device) -> str:

@@ -19,6 +19,7 @@ from preftune.core.records import TokenisedExample
 from preftune.data.pack import Pack
 from preftune.maths.losses.base import DataAwareLoss, Loss, losses
 from preftune.modeling.adapters import add_lora, trainable_parameters
+from preftune.modeling.compile import choose_kernels
 from preftune.modeling.forward import Entry, Scorer
 from preftune.modeling.lineage import is_adapter_enough
 from preftune.modeling.reference import weights_digest
@@ -180,7 +181,9 @@ def fill_cache(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], b
     return score_reference(stage, policy.weighed, policy.reference_packs(stage), sink, should_stop=should_stop)
 
 
-def _placed(stage: StagePlan, device: torch.device, *, needs_weights: bool) -> tuple[nn.Module, Scorer, Spread, str | None]:
+def _placed(
+    stage: StagePlan, device: torch.device, sink: EventSink, *, needs_weights: bool
+) -> tuple[nn.Module, Scorer, Spread, str | None]:
     """The model with its adapters on the device or on the ranks, its scorer, and what was asked of its weights before.
 
     Raises
@@ -196,7 +199,9 @@ def _placed(stage: StagePlan, device: torch.device, *, needs_weights: bool) -> t
         model = add_lora(model, config.lora, stage.seed)
     shared: Literal["auto"] | bool = "auto" if config.shared_prefix == "auto" else False
     if kind == "one":
-        return model, Scorer(model, shared=shared), ONE, None
+        steps = num_steps_of(config, len(stage.train))
+        kernels = choose_kernels(config.compile, device, steps, lambda why: sink(Noted("warning", "not_compiled", why)))
+        return model, Scorer(model, shared=shared, kernels=kernels), ONE, None
     quantised = getattr(stage.loaded.model, "quantization_method", None)
     for finding in check_distributed(config, ranks.launch, kind, precision=name_of(dtype), quantised_by=quantised):
         if finding.level == "blocker":
