@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `preftune train` does, before torch starts its threads
 
 import torch
 
@@ -71,6 +74,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         shuffle=False,  # the file is in the order that both systems train in
         shared_prefix="off" if options.no_sharing else "auto",
         compile=options.compile,
+        probe=None,  # which samples completions
         evals=0,
         checkpoints=0,
     )

@@ -159,7 +159,7 @@ def make_policy(stage: StagePlan, sink: EventSink) -> Policy:
     config = stage.config
     check_weights(stage.loaded.model, stage.loaded.name)
     loss = fitted_loss(config, stage.train) if stage.loss is None else stage.loss
-    _, scorer, spread, weights = _placed(stage, choose_device(), needs_weights=loss.needs_reference)
+    _, scorer, spread, weights = _placed(stage, choose_device(), sink, needs_weights=loss.needs_reference)
     if not scorer.is_shared and config.shared_prefix == "auto":
         sink(Noted("info", "not_shared", f"prompts are computed once for each completion: {scorer.reason}"))
     order = Order(len(stage.train), config.pairs_per_step, stage.seed, config.shuffle)
