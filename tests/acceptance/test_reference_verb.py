@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,11 @@ def test_two_at_once_lose_nothing_and_a_killed_one_costs_nobody_else(recipe, env
     folder = tmp_path / ".cache" / "reference"
     while not list(folder.glob("*/*.index")):
         assert all(one.poll() is None for one in both)
+        time.sleep(0.02)
     both[2].kill()
     for one in both[:2]:
         result = json.loads(one.communicate(timeout=200)[0])
         assert result["hits"] + result["misses"] == 64
-    both[2].wait()
+    both[2].communicate()
     assert len(list(folder.glob("*/*.index"))) >= 2, "each has files of its own"
     assert counts(preftune("reference", recipe, "--json")) == (64, 0)
