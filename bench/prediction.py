@@ -84,7 +84,7 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         (folder / "recipe.yaml").write_text(json.dumps({"model": model, "data": data, "lr": 1e-5, **settings}), encoding="utf-8")
         planned = preftune(folder, "plan", "recipe.yaml", "--probe")["probes"][0]["prediction"]
         (stage,) = preftune(folder, "train", "recipe.yaml", "--no-probe")["stages"]
-    seconds = planned["training_s"] + planned["evaluation_s"] + planned["saving_s"]
+    seconds = planned["training_s"] + planned["evaluation_s"] + planned["saving_s"] + planned["probing_s"]
     return {
         "layout": name,
         "memory_gb": [planned["peak_bytes"] / 1e9, stage["peak_memory_bytes"] / 1e9],

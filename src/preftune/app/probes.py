@@ -87,7 +87,7 @@ class Probed:
                 lines.append(
                     f"stage {name}: predicted {one.peak_bytes / _GB:.2f} GB and {duration(one.seconds)} on {stage.device} "
                     f"(reference {duration(one.reference_s)}, training {duration(one.training_s)}, "
-                    f"held out {duration(one.evaluation_s)})"
+                    f"held out {duration(one.evaluation_s)}, probe {duration(one.probing_s)})"
                 )
             if stage.competence is not None:
                 found = stage.competence

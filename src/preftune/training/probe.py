@@ -79,6 +79,12 @@ class Probe:
         self._decoding = DecodingConfig(temperature=1.0, max_new_tokens=max_new_tokens, batch_size=64)
         self._start: Writing | None = None
 
+    def cost(self, num_prompts: int) -> float:
+        """Tokens of training that cost about as much as one probe of so many prompts."""
+        longest = self._decoding.max_new_tokens
+        mean = sum(len(prompt) for prompt in self.prompts) / len(self.prompts)
+        return num_prompts * (mean + longest) + TOKENS_A_DECODING_STEP * longest
+
     def begin(self, folder: Path) -> dict[str, float]:
         """What the start writes, from ``probe.json`` where an earlier process wrote it; the metrics of step 0."""
         path = folder / "probe.json"
@@ -210,11 +216,19 @@ def make_probe(
         config, prompts, scorer, stage.loaded.tokenizer, start=start, max_new_tokens=longest,
         tokens_per_pack=stage.config.tokens_per_pack, seed=stage.seed,
     )  # fmt: skip
-    each = sum(len(prompt) + longest for prompt in probe.prompts) + TOKENS_A_DECODING_STEP * longest
     mean = sum(example.num_tokens for example in stage.train) / len(stage.train)
-    afforded = int(SHARE * num_steps * stage.config.pairs_per_step * mean / each)
-    count = max(1, min(afforded, stage.config.evals)) if config.evals is None else config.evals
+    work = num_steps * stage.config.pairs_per_step * mean
+    count = num_probes(config, stage.config.evals, work, probe.cost(len(probe.prompts)))
     return probe, evenly_spaced(num_steps, count, with_end=True)
+
+
+def num_probes(config: ProbeConfig, evals: int, work: float, each: float) -> int:
+    """Probes after the first one: what the recipe says, or no more than a tenth of the stage's work affords.
+
+    Parameters
+        evals: of the stage. work: tokens of its training. each: tokens that one probe counts as.
+    """
+    return max(1, min(int(SHARE * work / each), evals)) if config.evals is None else config.evals
 
 
 def usual_length(examples: Sequence[TokenisedExample]) -> int:

@@ -25,6 +25,7 @@ from preftune.training.devices import peak_memory_bytes
 from preftune.training.optim import Optimiser, num_steps_of
 from preftune.training.order import Order
 from preftune.training.prepare import EVAL_CHUNK, Trainee, prepare, seed_generators
+from preftune.training.probe import num_probes
 from preftune.training.resume import save
 from preftune.training.state import StagePlan, TrainState
 from preftune.training.step import evaluate, train_step
@@ -43,7 +44,7 @@ class Sample:
             and a second one of the same step, so that gradients of an earlier pack are held meanwhile.
         steps: packs of the probe steps. select: the largest pack of the held-out examples, or none.
         epoch_tokens, select_tokens: of the whole first epoch and of all held-out examples, prompts counted once.
-        num_steps, steps_per_epoch: of the stage.
+        num_steps, steps_per_epoch: of the stage. num_prompts: that its probe samples each time; 0 without one.
     """
 
     peak: tuple[tuple[TokenisedExample, ...], ...]
@@ -53,6 +54,7 @@ class Sample:
     select_tokens: int
     num_steps: int
     steps_per_epoch: int
+    num_prompts: int = 0
 
     @property
     def peak_tokens(self) -> int:
@@ -70,7 +72,8 @@ class Rehearsal:
         load_s, prepare_s: seconds to load the model, and to prepare the stage but for the reference's scores.
         step_s_per_token, forward_s_per_token, eval_s_per_token: seconds of forward and backward, of a forward without
             graph, of an evaluation. optimiser_s: of one optimiser step. checkpoint_s, final_s: of writing them.
-        device: where. tokens: of the largest pack.
+        device: where. tokens: of the largest pack. probe_s: seconds of one probe of the stage's prompts. probe_tokens: the
+        training that costs about as much, as the probe counts it.
     """
 
     peak_bytes: int
@@ -85,6 +88,8 @@ class Rehearsal:
     final_s: float
     device: str
     tokens: int
+    probe_s: float = 0.0
+    probe_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,12 @@ class Prediction:
     training_s: float
     evaluation_s: float
     saving_s: float
+    probing_s: float = 0.0
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.loading_s + self.reference_s + self.training_s + self.evaluation_s + self.saving_s
+        return self.loading_s + self.reference_s + self.training_s + self.evaluation_s + self.saving_s + self.probing_s
 
 
 def choose_sample(
@@ -129,6 +135,7 @@ def choose_sample(
         select_tokens=sum(example.num_tokens for example in select),
         num_steps=num_steps,
         steps_per_epoch=len(places),
+        num_prompts=_num_prompts(config, select or train),
     )
 
 
@@ -164,6 +171,7 @@ def rehearse(stage: StagePlan, sample: Sample, *, loaded_in: float, base_bytes: 
     if sample.select:
         held_out = pack_of(sample.select)
         evaluating = _seconds(lambda: evaluate(trainee.objective.at(state.loss_state), [held_out]), trainee) / len(held_out.ids)
+    probing, probe_tokens = _probe(stage, trainee, sample) if sample.steps else (0.0, 0.0)
     saving = _seconds(lambda: save(stage, trainee, state, ignore), trainee) if config.checkpoints else 0.0
     _step(trainee, timer, peak, state, config.max_grad_norm)  # as every later step: the moments are there
     finishing = _seconds(lambda: save_model(trainee.model, stage.loaded.tokenizer, stage.folder / "final"), trainee)
@@ -183,6 +191,8 @@ def rehearse(stage: StagePlan, sample: Sample, *, loaded_in: float, base_bytes: 
         final_s=finishing,
         device=str(trainee.device),
         tokens=sample.peak_tokens,
+        probe_s=probing,
+        probe_tokens=probe_tokens,
     )
 
 
@@ -196,6 +206,9 @@ def predict(rehearsal: Rehearsal, sample: Sample, config: StageConfig, parent_by
     # data that the rehearsal did not hold: counted on a CPU only, where they share memory with the model
     beside = max(0, parent_bytes - rehearsal.base_bytes) if rehearsal.base_bytes else 0
     evals = min(config.evals, sample.num_steps) if config.evals else 0
+    probes = 0
+    if config.probe is not None and rehearsal.probe_s > 0:  # at the start, and as often as the stage affords
+        probes = 1 + min(sample.num_steps, num_probes(config.probe, config.evals, tokens, rehearsal.probe_tokens))
     return Prediction(
         peak_bytes=rehearsal.peak_bytes + beside,
         loading_s=rehearsal.load_s + rehearsal.prepare_s,
@@ -203,7 +216,23 @@ def predict(rehearsal: Rehearsal, sample: Sample, config: StageConfig, parent_by
         training_s=rehearsal.step_s_per_token * tokens + rehearsal.optimiser_s * sample.num_steps,
         evaluation_s=rehearsal.eval_s_per_token * sample.select_tokens * evals,
         saving_s=rehearsal.checkpoint_s * min(config.checkpoints, max(0, sample.num_steps - 1)) + rehearsal.final_s,
+        probing_s=rehearsal.probe_s * probes,
     )
+
+
+def _num_prompts(config: StageConfig, examples: Sequence[TokenisedExample]) -> int:
+    if config.probe is None:
+        return 0
+    return min(config.probe.prompts, len({one.prompt_ids for one in examples})) * config.probe.samples
+
+
+def _probe(stage: StagePlan, trainee: Trainee, sample: Sample) -> tuple[float, float]:
+    """Seconds of one probe and the tokens that it counts as, both scaled from the prompts at hand to the stage's."""
+    probe = trainee.probe
+    if probe is None:
+        return 0.0, 0.0
+    share = sample.num_prompts / len(probe.prompts)
+    return _seconds(lambda: probe.begin(stage.folder), trainee) * share, probe.cost(sample.num_prompts)
 
 
 class _TimedOptimiser:

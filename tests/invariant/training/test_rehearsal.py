@@ -66,6 +66,11 @@ def test_the_arithmetic_of_a_prediction():
     assert math.isclose(found.reference_s, 1100 * 0.003)
     assert math.isclose(found.evaluation_s, 100 * 0.004 * 4)
     assert math.isclose(found.saving_s, 2 * 3.0 + 4.0)
+    assert found.probing_s == 0.0
+    probed = dataclasses.replace(measured, probe_s=0.7, probe_tokens=100.0)
+    # a tenth of 3,000 tokens affords three probes after the one at the start
+    assert math.isclose(predict(probed, sample, StageConfig(name="s", evals=4), 450).probing_s, 4 * 0.7)
+    assert predict(probed, sample, StageConfig(name="s", probe="off"), 450).probing_s == 0.0
     assert math.isclose(found.seconds, 3.0 + found.training_s + found.reference_s + found.evaluation_s + found.saving_s)
     on_gpu = dataclasses.replace(measured, base_bytes=0, device="cuda:0")
     assert predict(on_gpu, sample, StageConfig(name="s"), parent_bytes=450).peak_bytes == 1000
@@ -81,7 +86,7 @@ def test_a_rehearsal_trains_for_real_and_reports_every_part(tmp_path, changes):
     assert found.load_s == 0.5
     assert found.peak_bytes >= machine.resident_bytes()
     assert found.tokens == sample.peak_tokens <= 96
-    rates = (found.step_s_per_token, found.eval_s_per_token, found.optimiser_s, found.checkpoint_s, found.final_s)
+    rates = (found.step_s_per_token, found.eval_s_per_token, found.optimiser_s, found.checkpoint_s, found.final_s, found.probe_s)
     assert all(rate > 0 for rate in rates)
     assert (found.forward_s_per_token > 0) == (kind == 2), "only preferences have a reference"
     assert (stage.folder / "final" / "tokenizer.json").is_file()
@@ -175,7 +180,7 @@ def test_memory_within_a_quarter_and_time_within_a_third_of_what_training_takes(
         assert done.returncode == 0, done.stderr
         (stage,), expected = trained["stages"], seen["probes"][0]["prediction"]
         assert expected["peak_bytes"] == pytest.approx(stage["peak_memory_bytes"], rel=0.25)
-        seconds = expected["training_s"] + expected["evaluation_s"] + expected["saving_s"]
+        seconds = expected["training_s"] + expected["evaluation_s"] + expected["saving_s"] + expected["probing_s"]
         if seconds == pytest.approx(stage["seconds"], rel=0.35):
             return
     pytest.fail(f"predicted {seconds:.1f} s, took {stage['seconds']:.1f} s")
