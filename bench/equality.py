@@ -24,6 +24,7 @@ from preftune.core.recipe import LoraConfig, ModelConfig
 from preftune.core.records import TokenisedExample
 from preftune.data.pack import Pack, pack_step
 from preftune.modeling.adapters import add_lora
+from preftune.modeling.compile import choose_kernels
 from preftune.modeling.forward import Scorer
 from preftune.modeling.load import load_model
 from preftune.training.devices import set_allocator
@@ -72,6 +73,11 @@ def scored(model: Any, packs: Sequence[Pack], logps_of: Callable[[Pack], Tensor]
     return torch.cat(found), {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
 
 
+def say(why: str) -> None:
+    """What runs uncompiled, and why."""
+    print(why, file=sys.stderr)
+
+
 def check(folder: str, rows: str, num_pairs: int) -> dict[str, Any]:
     """The gaps, and whether they are within the limits."""
     logps: dict[str, Tensor] = {}
@@ -82,7 +88,7 @@ def check(folder: str, rows: str, num_pairs: int) -> dict[str, Any]:
         packs = pack_step(examples, 2048)
         model = add_lora(loaded.model, LoraConfig(rank=RANK, alpha=2 * RANK), seed=0)
         shake(model)
-        scorer = Scorer(model, shared="auto")
+        scorer = Scorer(model, shared="auto", kernels=choose_kernels("on", torch.device("cpu"), 1, say))
         kernel = scorer.kernel
         if not scorer.is_shared:
             raise SystemExit(f"the timed path does not share prefixes: {scorer.reason}")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from preftune.modeling import kernels
 from preftune.modeling.kernels import EAGER, Kernels
@@ -39,8 +40,10 @@ class Region:
     def __call__(self, *given: Any) -> Any:
         """What the function returns."""
         if self._compiled is not None:
+            # without what autograd knows of them: torch compiles anew for every mix of requires_grad and of views
+            bare = [one.data if isinstance(one, Tensor) else one for one in given]
             try:
-                return self._compiled(*given)
+                return self._compiled(*bare)
             except Exception as error:  # noqa: BLE001 (compilers raise anything; the eager form raises what is the input's fault)
                 found = self._eager(*given)
                 self._compiled = None
@@ -79,4 +82,5 @@ def compiled_kernels(tell: Callable[[str], None]) -> Kernels:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The first two lines: torch names the failing backend in the first and what failed in the second."""
+    return " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])[:300]
