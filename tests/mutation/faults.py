@@ -122,11 +122,14 @@ LOGPS = [
         ("no confidence is half of one", "1.0 if example.confidence is None", "0.5 if example.confidence is None"),
     ),
     *of(
-        "modeling/attention.py", f"{ATTENTION}[8-512-1024-False-None-4]",
+        "modeling/layout.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",
         ("rejected sees chosen", "seen[start + length :, start : start + length] = False", "pass"),
         ("window one token too wide", "> position[:, None] - window", ">= position[:, None] - window"),
+    ),
+    *of(
+        "modeling/group_attention.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",
         ("slope of the scores without their scale", "p, -1, p.dtype).mul_(scale)", "p, -1, p.dtype)"),
-        ("gradient of the keys from the values", "dk[span] = torch.bmm(ds.transpose(1, 2), rows)", "dk[span] = torch.bmm(p.transpose(1, 2), rows)"),
+        ("gradient of the keys from the values", "of_k = torch.bmm(ds.transpose(1, 2), queries)", "of_k = torch.bmm(p.transpose(1, 2), queries)"),
     ),
     *of(
         "modeling/head.py",
