@@ -68,6 +68,7 @@ class Installation:
         words = ["serve", "--slots", "0", "--port", str(self.port)] if name == "server" else ["worker", "--lease", "3"]
         command = [sys.executable, "-m", "preftune", *words]
         self.alive[name] = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        log.close()  # the process has its own
         if name == "server":
             end = time.monotonic() + PATIENCE
             while not self._answers():
