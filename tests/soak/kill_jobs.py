@@ -26,7 +26,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,10 @@ class Installation:
 
     def call(self, method: str, path: str, body: bytes | None = None, **headers: str) -> dict[str, Any]:
         """One request; AssertionError where the answer is no success."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port or 1, timeout=60)
-        connection.request(method, path, body, {"Authorization": f"Bearer {KEY}", **headers})
-        answer = connection.getresponse()
-        text = answer.read()
-        connection.close()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port or 1, timeout=60)) as connection:
+            connection.request(method, path, body, {"Authorization": f"Bearer {KEY}", **headers})
+            answer = connection.getresponse()
+            text = answer.read()
         assert answer.status == 200, f"{method} {path}: {answer.status} {text[:300]!r}"
         found: dict[str, Any] = json.loads(text)
         return found
@@ -119,16 +118,16 @@ class Installation:
             made = self.persist("POST", "/v1/files", body, **kind)["id"]
             self.files.append(made)
             return str(made)
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.putrequest("POST", "/v1/files")
-        for name, value in {"Authorization": f"Bearer {KEY}", **kind, "Content-Length": str(len(body))}.items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        size = -(-len(body) // pieces)
-        for at in range(pieces):
-            connection.send(body[at * size : (at + 1) * size])
-            time.sleep(0.05)
-        made = json.loads(connection.getresponse().read())["id"]
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.putrequest("POST", "/v1/files")
+            for name, value in {"Authorization": f"Bearer {KEY}", **kind, "Content-Length": str(len(body))}.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            size = -(-len(body) // pieces)
+            for at in range(pieces):
+                connection.send(body[at * size : (at + 1) * size])
+                time.sleep(0.05)
+            made = json.loads(connection.getresponse().read())["id"]
         self.files.append(made)
         return str(made)
 
