@@ -20,10 +20,10 @@ Six paths, one result:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from preftune.modeling.layout import Call, PairLayout
 from preftune.modeling.long_attention import in_chunks, long_attention
 from preftune.modeling.varlen import takes, varlen_attention
 
+L = TypeVar("L")
 SHARED = "preftune_shared"
 EXPLICIT_TOKENS = 1024
 HARMLESS = frozenset(
@@ -68,6 +69,25 @@ class Asked:
     dropout: float = 0.0
 
 
+def arrived(module: torch.nn.Module, layout: L | None, attention_mask: Tensor | None, others: Mapping[str, Any]) -> L:
+    """The layout that a caller handed down through the model, where nothing came along that would be overlooked.
+
+    Raises
+        CannotShare: the layout did not arrive, or a mask, an unknown argument or a layer that is not causal did.
+    """
+    name = type(module).__name__
+    if layout is None:
+        raise CannotShare(f"{name} does not hand keyword arguments to its attention function")
+    if attention_mask is not None:
+        raise CannotShare(f"{name} passes a mask of its own to its attention function")
+    unknown = sorted(key for key, given in others.items() if given is not None and key not in HARMLESS)
+    if unknown:
+        raise CannotShare(f"{name} passes {', '.join(unknown)} to its attention function")
+    if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise CannotShare(f"{name} is not causal")
+    return layout
+
+
 def shared_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -86,18 +106,10 @@ def shared_attention(
 
     Returns (1, tokens, heads, D). CannotShare where the layout did not arrive or an argument is unknown.
     """
-    if pair_layout is None:
-        raise CannotShare(f"{type(module).__name__} does not hand keyword arguments to its attention function")
-    if attention_mask is not None:
-        raise CannotShare(f"{type(module).__name__} passes a mask of its own to its attention function")
-    unknown = sorted(name for name, given in others.items() if given is not None and name not in HARMLESS)
-    if unknown:
-        raise CannotShare(f"{type(module).__name__} passes {', '.join(unknown)} to its attention function")
-    if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
-        raise CannotShare(f"{type(module).__name__} is not causal")
+    layout = arrived(module, pair_layout, attention_mask, others)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     asked = Asked(scale, sliding_window, softcap, s_aux, dropout)
-    return attend(module, query, key, value, pair_layout, asked), None
+    return attend(module, query, key, value, layout, asked), None
 
 
 def attend(module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, asked: Asked) -> Tensor:

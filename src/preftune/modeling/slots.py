@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from preftune.modeling.attention import HARMLESS, CannotShare
+from preftune.modeling.attention import arrived
 from preftune.modeling.layout import Call
 
 SLOTS = "preftune_slots"
@@ -151,34 +151,26 @@ def slot_attention(
     Returns (1, tokens, heads, D). CannotShare where the layout did not arrive or an argument is unknown.
     """
     del dropout  # served models are in evaluation mode
-    if slot_step is None:
-        raise CannotShare(f"{type(module).__name__} does not hand keyword arguments to its attention function")
-    if attention_mask is not None:
-        raise CannotShare(f"{type(module).__name__} passes a mask of its own to its attention function")
-    unknown = sorted(name for name, given in others.items() if given is not None and name not in HARMLESS)
-    if unknown:
-        raise CannotShare(f"{type(module).__name__} passes {', '.join(unknown)} to its attention function")
-    if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
-        raise CannotShare(f"{type(module).__name__} is not causal")
-    if slot_step.trace is not None:
-        slot_step.trace.append(Call(type(module).__name__, sliding_window, softcap, s_aux is not None))
+    step = arrived(module, slot_step, attention_mask, others)
+    if step.trace is not None:
+        step.trace.append(Call(type(module).__name__, sliding_window, softcap, s_aux is not None))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     core = _Core(scale, sliding_window, softcap, s_aux)
-    layer, at = slot_step.layer, 0
-    slot_step.layer += 1
+    layer, at = step.layer, 0
+    step.layer += 1
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
-    for number, shelf in enumerate(slot_step.shelves):
+    for number, shelf in enumerate(step.shelves):
         span = slice(at, at + len(shelf.rows))
         at = span.stop
-        places = slot_step.places(number)
+        places = step.places(number)
         keys, values = shelf.layers[layer]
         every = torch.arange(len(shelf.rows), device=places.device)
         keys[every, :, places] = key[0, :, span].transpose(0, 1)
         values[every, :, places] = value[0, :, span].transpose(0, 1)
-        unseen = slot_step.hidden(number, sliding_window)
+        unseen = step.hidden(number, sliding_window)
         n, seen = len(shelf.rows), unseen.shape[-1]
         out[span] = core.newest(query[0, :, span].transpose(0, 1), keys[:n, :, :seen], values[:n, :, :seen], unseen)
-    for row, count in slot_step.pieces:
+    for row, count in step.pieces:
         span = slice(at, at + count)
         at = span.stop
         own = key[:, :, span], value[:, :, span]

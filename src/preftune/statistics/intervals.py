@@ -115,7 +115,7 @@ def mean_interval(
     return Interval(*((1 - high, 1 - low) if is_mirrored else (low, high)), "bootstrap-t", level)
 
 
-def difference_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> tuple[float, Interval]:
+def difference_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95, seed: int = 0) -> tuple[float, Interval]:
     r"""The difference of the mean scores of two independent groups, and its interval (MOVER).
 
     With means p, q and their intervals [l, u] and [m, v] (``mean_interval``), d = p - q lies in
@@ -125,7 +125,7 @@ def difference_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0
     (Zou & Donner 2008, Statistics in Medicine 27, eq. 7; with Wilson's intervals it is Newcombe's method 10.)
 
     Parameters
-        first, second: (units,) in [0, 1], one score for each unit.
+        first, second: (units,) in [0, 1], one score for each unit. seed: of the intervals' resamples.
 
     Raises
         ValueError: no scores, or one outside [0, 1].
@@ -135,7 +135,7 @@ def difference_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0
     (0.25, True)
     """
     p, q = float(_scores(first).mean()), float(_scores(second).mean())
-    one, other = mean_interval(first, level=level), mean_interval(second, level=level)
+    one, other = mean_interval(first, level=level, seed=seed), mean_interval(second, level=level, seed=seed)
     # the interval of a mean is of its augmented sample and may end a hair on the wrong side of the mean itself
     low = float(np.hypot(max(0.0, p - one.low), max(0.0, other.high - q)))
     high = float(np.hypot(max(0.0, one.high - p), max(0.0, q - other.low)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from preftune.statistics.intervals import Interval, mean_by_cluster, mean_interval
+from preftune.statistics.intervals import Interval, difference_interval, mean_by_cluster, mean_interval
 
 MIN_PROMPTS = 10  # of each model's longer texts; fewer say nothing of length
 
@@ -41,7 +41,7 @@ def judge_bias(
     f: score of the policy shown first, b: score of the baseline shown first; each is the share that the first place got. In
     ``longer`` the policy's advantage enters m+ and m- alike and cancels, so a model that is better and longer does not make the
     judge look fond of length; what stays may still be deserved, where longer texts of the same model are better.
-    Interval of ``longer``: that of a difference of independent means from theirs (MOVER, Zou & Donner 2008, eq. 7).
+    Interval of ``longer``: that of a difference of independent means (``difference_interval``).
 
     Parameters
         forward, backward: (judgements,) in [0, 1]. length_differences: policy minus baseline, characters.
@@ -62,10 +62,6 @@ def judge_bias(
             f"the policy's text is longer on {len(ours)} prompts and shorter on {len(theirs)}; at least {MIN_PROMPTS} of each"
         )
         return JudgeBias(first, first_interval, None, None, reason)
-    up, down = float(ours.mean()), float(theirs.mean())
-    above, below = mean_interval(ours, seed=seed), mean_interval(theirs, seed=seed)
-    difference = up - down
-    low = difference - float(np.hypot(up - above.low, below.high - down))
-    high = difference + float(np.hypot(above.high - up, down - below.low))
-    interval = Interval(max(0.0, (1 + low) / 2), min(1.0, (1 + high) / 2), "MOVER")
+    difference, of_it = difference_interval(ours, theirs, seed=seed)
+    interval = Interval((1 + of_it.low) / 2, (1 + of_it.high) / 2, of_it.method)
     return JudgeBias(first, first_interval, (1 + difference) / 2, interval)
