@@ -55,6 +55,10 @@ Examples:
 @click.option("--queue", default=256, show_default=True, help="Requests of one base that may wait; more get a 429.")
 @click.option("--kept-gb", default=2.0, show_default=True, help="Memory of one base for keys and values, in GB.")
 @click.option("--adapters-gb", default=1.0, show_default=True, help="Memory of one base for adapters, in GB.")
+@click.option(
+    "--requests-per-minute", "pace", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Of one key; more get a 429 that says when to come again. 0 is no limit.",
+)  # fmt: skip
 @click.option("--slots", default=1, show_default=True, help="Jobs that the embedded worker runs at once; 0 starts no worker.")
 def command(
     host: str,
@@ -74,6 +78,7 @@ def command(
     queue: int,
     kept_gb: float,
     adapters_gb: float,
+    pace: int,
     slots: int,
 ) -> int:
     """Serve the API with an embedded worker: OpenAI's, Together's and SeekrFlow's clients work unchanged."""
@@ -94,7 +99,8 @@ def command(
             raise UsageError(f"--model {one}: write NAME=FOLDER")
         given[name] = folder
     settings = ServerSettings(
-        host=host, port=port, allowed_hosts=allowed, public_url=public_url, trusted_proxies=proxies, adapter_folder=adapter_folder
+        host=host, port=port, allowed_hosts=allowed, public_url=public_url, trusted_proxies=proxies,
+        adapter_folder=adapter_folder, requests_per_minute=pace,
     )  # fmt: skip
     for name, value in {"--bases": bases, "--answers": answers, "--queue": queue, "--kept-gb": kept_gb}.items():
         if value <= 0:
