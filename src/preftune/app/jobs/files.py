@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from preftune.app.jobs.platform import MAX_UPLOAD, Platform
@@ -13,6 +14,8 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 COMPRESSED = ("", ".gz", ".zst")
 MAX_REPORTED = 20
 MAX_ANNOTATORS = 1000
+FREE_UNPACKED, MAX_RATIO = 64 << 20, 100
+CHUNK = 1 << 20
 # files that no job trains on: rows to evaluate, batches, attachments
 OTHER_PURPOSES = frozenset({"eval", "evals", "batch", "batch-api", "user_data", "assistants", "vision", "calibration", "result"})
 
@@ -114,6 +117,28 @@ def apply_report(platform: Platform, file_id: str, report: dict[str, Any]) -> No
     platform.store.change(File, file_id, changes, expect={"status": ("uploaded", "processing")})
 
 
+def unpacks_too_far(path: str) -> str:
+    """Why a packed file is not read, empty where it may be: text packs to a fifth or a tenth, a bomb to a thousandth.
+
+    It is unpacked chunk by chunk and given up at the limit, so that looking costs no memory and bounded time.
+
+    Raises
+        InputError: it is cut or no such archive.
+    """
+    place = Path(path)
+    if not place.name.lower().endswith(COMPRESSED[1:]):
+        return ""
+    most, seen = max(FREE_UNPACKED, MAX_RATIO * place.stat().st_size), 0
+    from preftune.data.sources.base import reading
+
+    with reading(place) as file:
+        while chunk := file.read(CHUNK):
+            seen += len(chunk)
+            if seen > most:
+                return f"unpacks to more than {MAX_RATIO} times its size; upload it unpacked, or in parts"
+    return ""
+
+
 def inspect(path: str, filename: str, told_as: str | None = None) -> dict[str, Any]:
     """What a file holds: whether it can be trained on, its format, rows read and left out, the first bad rows.
 
@@ -124,6 +149,9 @@ def inspect(path: str, filename: str, told_as: str | None = None) -> dict[str, A
     from preftune.data.pipeline import read_examples, read_prompts
 
     try:
+        bomb = unpacks_too_far(path)
+        if bomb:
+            return {"valid": False, "error": f"{filename} {bomb}", "error_type": "INVALID_FORMAT"}
         read = read_examples([path])
     except PreftuneError as error:
         try:

@@ -1,0 +1,48 @@
+"""Packed uploads: ordinary ones are read, one that unpacks to a thousand times its size is refused and costs no memory."""
+
+import gzip
+import json
+
+import psutil
+import pytest
+import zstandard
+
+from preftune.app.jobs.files import inspect, receive
+from preftune.store.records import File
+
+ROW = json.dumps({"prompt": "Say hello.", "chosen": "Hello, friend!", "rejected": "No."}).encode() + b"\n"
+
+
+def packed(kind, rows):
+    return gzip.compress(rows, 6) if kind == "gz" else zstandard.ZstdCompressor().compress(rows)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_bomb_is_refused_without_unpacking_it_whole(tmp_path, kind):
+    path = tmp_path / f"bomb.jsonl.{kind}"
+    path.write_bytes(packed(kind, ROW * 2_500_000))  # 185 MB of one row
+    assert path.stat().st_size < 1_000_000
+    before = psutil.Process().memory_info().rss
+    report = inspect(str(path), "mine.jsonl." + kind)
+    assert report["valid"] is False
+    assert report["error"].startswith(f"mine.jsonl.{kind} unpacks to more than 100 times its size; upload it unpacked")
+    assert psutil.Process().memory_info().rss - before < 50_000_000
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_ordinary_and_small_files_are_read(tmp_path, kind):
+    path = tmp_path / f"a.jsonl.{kind}"
+    rows = b"".join(ROW.replace(b"hello", b"%d" % number) for number in range(1000))
+    path.write_bytes(packed(kind, rows))
+    report = inspect(str(path), "a")
+    assert (report["valid"], report["num_rows"]) == (True, 1000)
+    path.write_bytes(packed(kind, rows)[:-9])
+    assert inspect(str(path), "a")["valid"] is False
+
+
+def test_the_server_says_so_of_an_uploaded_one(platform, project, worker, until):
+    bomb = receive(platform, project, "bomb.jsonl.gz", "fine-tune", [packed("gz", ROW * 2_500_000)])
+    until(worker, lambda: platform.store.get(File, bomb.id).status in {"processed", "error"})
+    file = platform.store.get(File, bomb.id)
+    assert file.status == "error"
+    assert "bomb.jsonl.gz unpacks to more than 100 times" in file.report["error"]
