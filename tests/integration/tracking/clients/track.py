@@ -73,8 +73,11 @@ def read_mlflow(given, run):
 
 
 def read_wandb(given, run):
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    # `finish` returns before its service has written the last block; a process that ends waits for it, and so does this
+    wandb.teardown()
     history, config, summary = [], {}, {}
     folders = sorted((run.folder / "tracking" / "wandb").glob("offline-run-*"))
     for folder in folders:
