@@ -12,7 +12,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 JobStatus: TypeAlias = Literal[
     "validating", "queued", "running", "exporting", "paused", "cancelled", "succeeded", "failed"
@@ -35,6 +35,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{uuid.uuid4()}" if prefix == "ft-" else f"{prefix}{secrets.token_hex(12)}"
 
 
+STORED = object()  # the context of a validation of what a database gave back: every text of it went through ``storable``
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -67,8 +68,8 @@ class Record(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain(cls, values: Any) -> Any:
-        return storable(values)
+    def _plain(cls, values: Any, info: ValidationInfo) -> Any:
+        return values if info.context is STORED else storable(values)
 
 
 class Project(Record):

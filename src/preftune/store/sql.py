@@ -11,12 +11,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, and_, create_engine, event, func, insert, or_, select, update
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 
 from preftune.core.errors import InputError
 from preftune.store.base import MAX_PAGE, Conflict, LeaseLost, Page, Query, R, StoreUnavailable, lost_attempts
 from preftune.store.migrate import upgrade
-from preftune.store.records import KINDS, Event, Job, Record, now, storable
+from preftune.store.records import KINDS, STORED, Event, Job, Record, now, storable
 from preftune.store.tables import columns_of, tables
 
 BUSY_SECONDS = 30.0
@@ -257,7 +257,11 @@ def _sqlite(url: URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise InputError("a database in memory would be lost with the process; write sqlite:///FILE")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    # Connections are kept: opening one and its settings take longer than most queries. There is no limit, for a thread that
+    # waits for the writers' lock holds one and would keep readers out.
+    engine = create_engine(
+        url, poolclass=QueuePool, pool_size=8, max_overflow=-1, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+    )
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
@@ -286,4 +290,4 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _record(kind: type[R], row: Any) -> R:
-    return kind.model_validate({**row.body, "number": row.number})
+    return kind.model_validate({**row.body, "number": row.number}, context=STORED)
