@@ -9,9 +9,11 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from preftune.core.launch import Launch
 from preftune.training.machine import peak_resident_bytes
@@ -31,6 +33,14 @@ def choose_device() -> torch.device:
         return torch.device("cpu")
     local = Launch.from_environment().local_rank
     return torch.device("cuda", local if local < torch.cuda.device_count() else 0)
+
+
+def sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on a device; the host does not wait for the device, which works in the order it was told to.
+
+    The array must not change before the host next waits; pinned memory alone is copied beside other work.
+    """
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

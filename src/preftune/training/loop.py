@@ -14,6 +14,7 @@ from preftune.core.events import EventSink, Noted, StageFinished, StageStarted, 
 from preftune.core.files import read_json, write_folder, write_json
 from preftune.data.pack import Pack
 from preftune.modeling.lineage import save_model
+from preftune.training.ahead import ahead_of
 from preftune.training.checkpoint import steps_in, why_not_written
 from preftune.training.devices import deterministic, peak_memory_bytes
 from preftune.training.invariants import not_finite
@@ -51,7 +52,7 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
     with StopRequest() as stop:
         # ---- the model, its order, the reference's scores, and proof that policy and reference start equal ----------
         trainee = prepare(stage, sink, should_stop=lambda: bool(stop))
-        order, num_steps = trainee.order, trainee.num_steps
+        num_steps = trainee.num_steps
         saves = evenly_spaced(num_steps, config.checkpoints, with_end=False)
 
         # ---- where an earlier process stopped, or the start ---------------------------------------------------------
@@ -63,16 +64,16 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
         watch = Watch(stage, trainee, journal, sink, state.step)
         trainee.model.train()
 
-        with deterministic(trainee.device, is_wanted=config.deterministic):
+        with ahead_of(stage, trainee, state.step) as ahead, deterministic(trainee.device, is_wanted=config.deterministic):
             while state.step < num_steps and not state.ended:
                 # ---- one optimiser step over the packs of its examples ----------------------------------------------
                 clock = time.monotonic()
-                packs = ranks.packs([stage.train[index] for index in order.indices(state.step)], config.tokens_per_pack)
+                packs, objective = ahead.take(state.step)
                 lr = trainee.schedule.at(state.step)
                 margins: list[float] = []
                 try:
                     metrics = train_step(
-                        trainee.objective,
+                        objective,
                         packs,
                         trainee.optimiser,
                         lr=lr,

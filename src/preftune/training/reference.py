@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from preftune.modeling.adapters import adapter_off
 from preftune.modeling.forward import Scorer
 from preftune.modeling.load import load_model
 from preftune.modeling.reference import ReferenceCache, ReferenceIdentity, reference_logps
+from preftune.training.devices import sent
 from preftune.training.held import FollowingWeights, HeldWeights, following
 from preftune.training.optim import Optimiser
 from preftune.training.ranks import Ranks
@@ -96,10 +98,13 @@ class CachedReference:
         """Completions that this process scored."""
         return self.cache.num_forwards
 
+    def values(self, pack: Pack) -> npt.NDArray[np.float32]:
+        """The scores of a pack from the disk, in the order of its targets; (targets,) nats."""
+        return np.concatenate([part for example in pack.examples for part in self.cache.scores(example)])
+
     def scores(self, pack: Pack) -> Tensor:
         """From the disk."""
-        parts = [part for example in pack.examples for part in self.cache.scores(example)]
-        return torch.from_numpy(np.concatenate(parts)).to(self.device)
+        return sent(self.values(pack), self.device)
 
     def after_step(self, step: int) -> Mapping[str, float]:
         """Nothing moves."""

@@ -26,6 +26,7 @@ from preftune.maths.metrics import PAIR_METRICS, UNPAIRED_METRICS, pair_sums, re
 from preftune.maths.types import LossTerms, PairLogps, UnpairedLogps
 from preftune.modeling.forward import Scorer
 from preftune.training.balance import Balance
+from preftune.training.devices import sent
 from preftune.training.optim import Optimiser
 from preftune.training.spread import ONE, Spread
 from preftune.training.tally import Tally, counts_of
@@ -107,7 +108,7 @@ class Objective:
         frozen: list[Tensor | None] = [None] * len(packs)
 
         def score(index: int, pack: Pack) -> None:
-            segments, counts = (torch.from_numpy(array).to(self.scorer.device) for array in (pack.segments, pack.num_tokens))
+            segments, counts = (sent(array, self.scorer.device) for array in (pack.segments, pack.num_tokens))
             found[index] = sum_by_completion(self.scorer.token_logps(pack), segments, counts).logps
             if self.reference is not None:
                 frozen[index] = sum_by_completion(self.reference(pack), segments, counts).logps

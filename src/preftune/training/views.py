@@ -16,6 +16,7 @@ from preftune.data.pack import Pack
 from preftune.maths.logps import pair_index, pairs_of, sum_by_completion
 from preftune.maths.losses.base import Loss
 from preftune.maths.types import PairLogps, SequenceLogps, TokenLogps, UnpairedLogps
+from preftune.training.devices import sent
 
 LossView: TypeAlias = PairLogps | UnpairedLogps | SequenceLogps
 Index: TypeAlias = npt.NDArray[np.int64]
@@ -55,8 +56,7 @@ def view_of(loss: Loss, packs: Sequence[Pack], scores: Scores, mismatched: Misma
     """What a loss is called with, for the examples of these packs in their order."""
     device = scores.policy.device
     segments, num_tokens = _joined(packs)
-    counts = torch.from_numpy(num_tokens).to(device)
-    at = torch.from_numpy(segments).to(device)
+    counts, at = sent(num_tokens, device), sent(segments, device)
     policy = sum_by_completion(scores.policy, at, counts)
     if loss.view == "demonstrations":
         return policy
@@ -65,15 +65,13 @@ def view_of(loss: Loss, packs: Sequence[Pack], scores: Scores, mismatched: Misma
     if loss.view == "unpaired":
         return _unpaired(examples, policy, reference, mismatched)
     chosen, rejected = pair_index([len(example.completions) for example in examples])
-    pairs = pairs_of(policy, reference, chosen.to(device), rejected.to(device))
-    values = pairs.policy_chosen
-    pairs = replace(
-        pairs,
-        strength=values.new_tensor([example.strength for example in examples]),
-        confidence=values.new_tensor([1.0 if example.confidence is None else example.confidence for example in examples]),
-    )
+    pairs = pairs_of(policy, reference, chosen.to(device, non_blocking=True), rejected.to(device, non_blocking=True))
+    dtype = pairs.policy_chosen.dtype
+    strengths = torch.tensor([example.strength for example in examples], dtype=dtype)
+    confidences = torch.tensor([1.0 if one.confidence is None else one.confidence for one in examples], dtype=dtype)
+    pairs = replace(pairs, strength=strengths.to(device, non_blocking=True), confidence=confidences.to(device, non_blocking=True))
     if "ties" in loss.needs:
-        pairs = replace(pairs, is_tie=torch.tensor([example.is_tie for example in examples], device=device))
+        pairs = replace(pairs, is_tie=sent(np.array([example.is_tie for example in examples]), device))
     if "tokens" in loss.needs or "concentration" in loss.needs:
         sides = (_tokens_of(scores, segments, num_tokens, side) for side in (0, 1))
         pairs = replace(pairs, chosen=next(sides), rejected=next(sides))
@@ -101,7 +99,7 @@ def _unpaired(
         policy=policy.logps,
         reference=frozen.detach(),
         num_tokens=policy.num_tokens,
-        is_desirable=torch.tensor(labels, dtype=torch.bool, device=policy.logps.device),
+        is_desirable=sent(np.array(labels, dtype=np.bool_), policy.logps.device),
         mismatched_policy=None if mismatched is None else mismatched.policy,
         mismatched_reference=partners,
     )
@@ -112,13 +110,13 @@ def _tokens_of(scores: Scores, segments: Index, num_tokens: Index, side: int) ->
     kept = np.flatnonzero(segments % 2 == side)
     first = np.cumsum(num_tokens) - num_tokens  # of each completion, the place of its first scored token
     device = scores.policy.device
-    at = torch.from_numpy(kept).to(device)
+    at = sent(kept, device)
     policy = scores.policy.index_select(0, at)
     return TokenLogps(
         policy=policy,
         reference=torch.zeros_like(policy) if scores.reference is None else scores.reference.index_select(0, at),
-        segments=torch.from_numpy(segments[kept] // 2).to(device),
-        places=torch.from_numpy(kept - first[segments[kept]]).to(device),
+        segments=sent(segments[kept] // 2, device),
+        places=sent(kept - first[segments[kept]], device),
         concentration=None if scores.concentration is None else scores.concentration.index_select(0, at),
     )
 
