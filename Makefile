@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version
 SOAK_SECONDS ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check lint types unit peer clients s3 trackers packages bench soak wheel clean
+.PHONY: help setup demo test check lint types unit peer clients s3 trackers llama packages bench soak wheel clean
 
 help:
 	@echo "make demo    set up, then align the embedded starter model and print the verdict (about 5 minutes)"
@@ -32,7 +32,7 @@ demo: setup
 	$(BIN)/preftune demo
 
 # two processes of one thread: the suite waits more for process starts than for products of matrices
-test: setup packages peer clients s3 trackers
+test: setup packages peer clients s3 trackers llama
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -63,7 +63,11 @@ clients: setup
 trackers: setup
 	bash bench/environments/make.sh tracking
 
-bench: setup peer
+# llama.cpp's server, which reads our GGUF files in tests; where there is no build of it, tests skip with the reason
+llama: setup
+	bash bench/environments/make.sh llama
+
+bench: setup peer llama
 	bash bench/environments/make.sh serve
 	$(BIN)/python bench/run.py
 

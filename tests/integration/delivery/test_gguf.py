@@ -1,22 +1,10 @@
-"""A GGUF file holds the run's model: read back by transformers, and by llama.cpp where its Python package is installed."""
+"""A GGUF file holds the run's model, as transformers reads it back (test_llama_cpp.py: as llama.cpp does)."""
 
-import importlib.util
 import json
 
-import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from tokenizers import pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from preftune.app.export import NotTheSameModel, export_gguf
 from preftune.cli.export import command
@@ -25,47 +13,8 @@ from preftune.core.recipe import ModelConfig
 from preftune.modeling import gguf_file
 from preftune.modeling.export import WrongTokens, check_tokens, score, score_gguf
 from preftune.modeling.load import load_model
-from preftune.modeling.quiet import quiet
 
-SHAPE = {
-    "vocab_size": 2064,  # more rows than the tokenizer has tokens, as real models have
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 3,
-    "initializer_range": 0.2,
-}
-KINDS = {
-    "llama": (LlamaConfig, LlamaForCausalLM, {}),
-    "llama, tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
-}
-
-
-@pytest.fixture
-def random_model(tmp_path, starter_model):
-    """A random model of a family, biases and norms included, with the starter's tokenizer."""
-
-    def make(kind, **changes):
-        config, factory, own = KINDS[kind]
-        torch.manual_seed(0)
-        model = factory(config(**{**SHAPE, **own, **changes}))
-        for name, one in model.named_parameters():
-            if one.ndim == 1:
-                one.data = one.data + 0.3 * torch.randn_like(one)
-            assert one.abs().sum() > 0, name
-        folder = tmp_path / "model"
-        with quiet():
-            model.save_pretrained(folder)
-            load_model(ModelConfig(name="starter"), precision="float32").tokenizer.raw.save_pretrained(folder)
-        return folder
-
-    return make
+KINDS = ("llama", "llama, tied", "qwen2", "qwen3")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,22 +100,3 @@ def test_the_command_writes_a_run_with_its_adapter_merged(lora_run, tmp_path):
     adapted, plain = score(ModelConfig(name=str(lora_run.model)), rows), score(ModelConfig(name="starter"), rows)
     (written,) = score_gguf(target, rows)
     assert (written - adapted[0]).abs().max() < 1e-4 < (plain[0] - adapted[0]).abs().max()
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed: it is compiled from source"
-)
-def test_llama_cpp_gives_the_same_log_probs(tmp_path):
-    from llama_cpp import Llama
-
-    export_gguf("starter", tmp_path / "m.gguf", "f32")
-    loaded = load_model(ModelConfig(name="starter"), precision="float32")
-    text = "Once upon a time, a fox named Pip went to the forest. It's 1234567 o'clock."
-    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
-    theirs = Llama(str(tmp_path / "m.gguf"), logits_all=True, verbose=False, type_k=0, type_v=0, flash_attn=False)
-    assert theirs.tokenize(text.encode(), add_bos=False, special=True) == ids
-    theirs.eval(ids)
-    logits = torch.from_numpy(np.array(theirs.scores[: len(ids)]))
-    with torch.inference_mode():
-        ours = AutoModelForCausalLM.from_pretrained(loaded.path, dtype=torch.float32)(torch.tensor([ids])).logits[0]
-    assert (logits.log_softmax(-1) - ours.log_softmax(-1)).abs().max() < 1e-3
