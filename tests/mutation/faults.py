@@ -122,9 +122,17 @@ LOGPS = [
         ("no confidence is half of one", "1.0 if example.confidence is None", "0.5 if example.confidence is None"),
     ),
     *of(
-        "modeling/layout.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",
-        ("rejected sees chosen", "seen[start + length :, start : start + length] = False", "pass"),
-        ("window one token too wide", "> position[:, None] - window", ">= position[:, None] - window"),
+        "modeling/group_parts.py", f"{ATTENTION}[8-12000-512-1024-False-None-4]",
+        ("rejected sees chosen", "| ((owner[keys] != 0) & (owner[keys] != owner[rows]))", ""),
+        ("window one token too wide", "<= place[rows] - window", "< place[rows] - window"),
+    ),
+    *of(
+        "modeling/group_parts.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",
+        ("rejected meets the prompt short of its last token", "((0, prompt), own) if prompt", "((0, prompt - 1), own) if prompt"),
+    ),
+    *of(
+        "modeling/group_attention.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",
+        ("parts overwrite the keys' gradient", "dk[keys] += of_k", "dk[keys] = of_k"),
     ),
     *of(
         "modeling/group_attention.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from preftune.data.pack import Group
+from preftune.modeling.group_parts import PART_CELLS, Part, Span, parts_of
 from preftune.modeling.layout import PairLayout
 
 KEPT_TOKENS = 512
 """Up to this size of a group its probabilities are kept for backward; those of larger ones are computed again."""
-
-SPLIT_TOKENS = 256
-"""From this size of a group on its prompt's rows leave out the completions' keys: below, another call costs more."""
 
 
 def group_attention(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
@@ -26,8 +24,8 @@ class GroupAttention(torch.autograd.Function):
     """The Function behind :func:`group_attention`.
 
     One for all groups of a pack and none per slice: autograd's copies for slices cost as much as the products themselves.
-    The rows of a group's prompt meet the keys of the prompt, those of its completions all of the group's, so that half of
-    what lies above the diagonal is never formed. Softmax sums in float32.
+    A group's rows meet its keys part by part (:mod:`preftune.modeling.group_parts`), so that most of what is hidden is never
+    formed. Softmax sums in float32.
     """
 
     @staticmethod
@@ -38,13 +36,13 @@ class GroupAttention(torch.autograd.Function):
         repeats, is_training = heads // kv_heads, any(ctx.needs_input_grad[:3])
         out = q.new_empty(tokens, heads, out_width)
         kept: list[Tensor | None] = []
-        for group in layout.groups:
-            mask = layout.mask(group, window, repeats, q)
-            for rows, keys in _parts(group):
-                queries = q[0, :, rows].reshape(kv_heads, -1, width)  # heads that share a key head are rows of one product
-                p = _probabilities(queries, k[0, :, keys], _of(mask, group, rows, keys), scale)
-                out[rows] = torch.bmm(p, v[0, :, keys]).view(heads, -1, out_width).transpose(0, 1)
-                kept.append(p if is_training and group.num_tokens <= KEPT_TOKENS else None)
+        for group, part in _parts(layout):
+            mask = layout.mask(group, window, repeats, part, q)
+            rows = _within(group, part.rows)
+            queries = q[0, :, rows].reshape(kv_heads, -1, width)  # heads that share a key head are rows of one product
+            p = _probabilities(queries, _keys(k, group, part), mask, scale)
+            out[rows] = torch.bmm(p, _keys(v, group, part)).view(heads, -1, out_width).transpose(0, 1)
+            kept.append(p if is_training and group.num_tokens <= KEPT_TOKENS else None)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.layout, ctx.scale, ctx.window = layout, scale, window
         return out[None]
@@ -57,40 +55,42 @@ class GroupAttention(torch.autograd.Function):
         kv_heads, out_width = k.shape[1], v.shape[3]
         layout, scale, grad = ctx.layout, ctx.scale, grads[0][0]
         # laid out (tokens, heads, D), as the projections that made q, k and v want their gradients
-        dq, dk, dv = (x.new_empty(tokens, x.shape[1], x.shape[3]) for x in (q, k, v))
-        for group in reversed(layout.groups):
-            # the completions' rows first, for they meet all keys of the group; then the prompt's add to them
-            for number, (row_span, key_span) in enumerate(reversed(_parts(group))):
-                p = kept.pop()
-                queries, past, values = q[0, :, row_span].reshape(kv_heads, -1, width), k[0, :, key_span], v[0, :, key_span]
-                if p is None:
-                    mask = layout.mask(group, ctx.window, heads // kv_heads, q)
-                    p = _probabilities(queries, past, _of(mask, group, row_span, key_span), scale)
-                do = grad[row_span].transpose(0, 1).reshape(kv_heads, -1, out_width)
-                ds = _softmax_backward(p, torch.bmm(do, values.transpose(1, 2)), scale)
-                dq[row_span] = torch.bmm(ds, past).view(heads, -1, width).transpose(0, 1)
-                of_v = torch.bmm(p.transpose(1, 2), do).transpose(0, 1)
-                of_k = torch.bmm(ds.transpose(1, 2), queries).transpose(0, 1)
-                if number == 0:
-                    dv[key_span], dk[key_span] = of_v, of_k
-                else:
-                    dv[key_span] += of_v
-                    dk[key_span] += of_k
+        dq = q.new_empty(tokens, heads, width)
+        dk, dv = k.new_zeros(tokens, kv_heads, width), v.new_zeros(tokens, kv_heads, out_width)
+        for group, part in reversed(_parts(layout)):
+            p = kept.pop()
+            rows, past, values = _within(group, part.rows), _keys(k, group, part), _keys(v, group, part)
+            queries = q[0, :, rows].reshape(kv_heads, -1, width)
+            if p is None:
+                p = _probabilities(queries, past, layout.mask(group, ctx.window, heads // kv_heads, part, q), scale)
+            do = grad[rows].transpose(0, 1).reshape(kv_heads, -1, out_width)
+            ds = _softmax_backward(p, torch.bmm(do, values.transpose(1, 2)), scale)
+            dq[rows] = torch.bmm(ds, past).view(heads, -1, width).transpose(0, 1)
+            of_v = torch.bmm(p.transpose(1, 2), do).transpose(0, 1)
+            of_k = torch.bmm(ds.transpose(1, 2), queries).transpose(0, 1)
+            at = 0
+            for first, end in part.keys:
+                keys, count = _within(group, (first, end)), end - first
+                dv[keys] += of_v[at : at + count]
+                dk[keys] += of_k[at : at + count]
+                at += count
         return dq.transpose(0, 1)[None], dk.transpose(0, 1)[None], dv.transpose(0, 1)[None], None, None, None
 
 
-def _parts(group: Group) -> list[tuple[slice, slice]]:
-    """Rows and the keys that they meet: the prompt and itself, the completions and all; a small group in one part."""
-    start, middle, end = group.start, group.start + group.prompt, group.start + group.num_tokens
-    if group.num_tokens < SPLIT_TOKENS or not group.prompt:
-        return [(slice(start, end), slice(start, end))]
-    return [(slice(start, middle), slice(start, middle)), (slice(middle, end), slice(start, end))]
+def _parts(layout: PairLayout) -> list[tuple[Group, Part]]:
+    """Every part of every group, in the order of their rows."""
+    return [(group, part) for group in layout.groups for part in parts_of(group.prompt, group.completions, PART_CELLS)]
 
 
-def _of(mask: Tensor, group: Group, rows: slice, keys: slice) -> Tensor:
-    """The part of a group's mask (repeats, n, n) that these rows and keys meet in: (repeats * rows, keys)."""
-    part = mask[:, rows.start - group.start : rows.stop - group.start, keys.start - group.start : keys.stop - group.start]
-    return part.reshape(-1, part.shape[2])
+def _within(group: Group, span: Span) -> slice:
+    """A span of the group's tokens in the pack's row."""
+    return slice(group.start + span[0], group.start + span[1])
+
+
+def _keys(x: Tensor, group: Group, part: Part) -> Tensor:
+    """Keys or values (1, K, T, D) of a part: (K, keys, D); a view where they lie in one span."""
+    spans = [x[0, :, _within(group, span)] for span in part.keys]
+    return spans[0] if len(spans) == 1 else torch.cat(spans, 1)
 
 
 def _probabilities(rows: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from preftune.data.pack import Group
+from preftune.modeling.group_parts import Part, hidden_mask
 from preftune.modeling.kernels import EAGER, Kernels
 
 if TYPE_CHECKING:
     from preftune.modeling.varlen import Segments
 
-MaskKey: TypeAlias = tuple[int, tuple[int, ...], int | None, int]
+MaskKey: TypeAlias = tuple[int, tuple[int, ...], int | None, int, Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +54,13 @@ class PairLayout:
     trial: Watcher | None = None
     segments: dict[torch.device, Segments] = field(default_factory=dict)
 
-    def mask(self, group: Group, window: int | None, repeats: int, like: Tensor) -> Tensor:
-        """Additive mask of one group, for ``repeats`` heads: (repeats, tokens, tokens), 0 where seen, -inf where hidden."""
+    def mask(self, group: Group, window: int | None, repeats: int, part: Part, like: Tensor) -> Tensor:
+        """Additive mask of a part of a group, for ``repeats`` heads: (repeats * rows, keys), 0 where seen, -inf where hidden."""
         if window is not None and window >= group.prompt + max(group.completions):
             window = None  # a window that hides nothing shares the mask of the full layers
-        key = (group.prompt, group.completions, window, repeats)
+        key = (group.prompt, group.completions, window, repeats, part)
         if key not in self.masks:
-            seen = torch.ones(group.num_tokens, group.num_tokens, dtype=torch.bool).tril_()
-            for start, length in zip(starts_of(group), group.completions, strict=True):
-                seen[start + length :, start : start + length] = False
-            if window is not None:
-                position = torch.cat(
-                    [torch.arange(group.prompt), *(group.prompt + torch.arange(length) for length in group.completions)]
-                )
-                seen &= position[None, :] > position[:, None] - window
-            hidden = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
-            self.masks[key] = hidden.repeat(repeats, 1, 1).to(dtype=like.dtype, device=like.device)
+            hidden = hidden_mask(group.prompt, group.completions, window, part)
+            mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).repeat(repeats, 1)
+            self.masks[key] = mask.to(dtype=like.dtype, device=like.device)
         return self.masks[key]
-
-
-def starts_of(group: Group) -> list[int]:
-    """First token of each completion, counted from the start of the group."""
-    starts, at = [], group.prompt
-    for length in group.completions:
-        starts.append(at)
-        at += length
-    return starts

@@ -169,8 +169,9 @@ def parameter_grads(
         for i, rank in zip(adapted, ranks, strict=True):
             a, b = (cast(Tensor, tensors[PER_LAYER * i + kind]) for kind in (2, 3))
             found[PER_LAYER * i + 2] = of_a[rank].to(a.dtype)
-            of_b = torch.mm(grad[:, spans[i]].t(), inner[:, rank])
-            found[PER_LAYER * i + 3] = of_b.to(b.dtype).mul_(side.scales[i])
+            # the narrow side first: on a CPU it takes two thirds of the time of grad^T inner
+            of_b = torch.mm(inner[:, rank].t(), grad[:, spans[i]]).t()
+            found[PER_LAYER * i + 3] = of_b.to(b.dtype, memory_format=torch.contiguous_format).mul_(side.scales[i])
     found[::PER_LAYER] = _weight_grads(grad, x, needs[::PER_LAYER], spans)
     for i, span in enumerate(spans):
         if needs[PER_LAYER * i + 1]:

@@ -55,12 +55,12 @@ def tensors(value_width: int = 8) -> list[Tensor]:
 @pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("has_sinks", [False, True])
 @pytest.mark.parametrize(("kept", "explicit"), [(512, 1024), (0, 1024), (0, 0), (10, 12)])
-@pytest.mark.parametrize("split", [256, 0])
+@pytest.mark.parametrize("cells", [12_000, 0, 12])
 @pytest.mark.parametrize("value_width", [8, 12])
 def test_every_path_equals_the_written_out_mask(
     monkeypatch: pytest.MonkeyPatch,
     window: int | None,
-    split: int,
+    cells: int,
     cap: float | None,
     has_sinks: bool,
     kept: int,
@@ -69,7 +69,7 @@ def test_every_path_equals_the_written_out_mask(
 ) -> None:
     """Kept and recomputed probabilities, flat memory for long groups, and packs that mix both; caps and sinks."""
     monkeypatch.setattr(group_attention, "KEPT_TOKENS", kept)
-    monkeypatch.setattr(group_attention, "SPLIT_TOKENS", split)
+    monkeypatch.setattr(group_attention, "PART_CELLS", cells)
     monkeypatch.setattr(attention, "EXPLICIT_TOKENS", explicit)
     q, k, v = tensors(value_width)
     sinks = torch.linspace(-1, 1, 4).double() if has_sinks else None
@@ -89,9 +89,16 @@ def test_every_path_equals_the_written_out_mask(
     shapes=st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), min_size=1, max_size=4)), min_size=1, max_size=4),
     window=st.none() | st.integers(1, 9),
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1), (2, 2)]),
+    cells=st.sampled_from([12_000, 40, 8, 2, 0]),
 )
-@settings(max_examples=60)
-def test_any_groups(shapes: list[tuple[int, list[int]]], window: int | None, heads: tuple[int, int]) -> None:
+@settings(max_examples=100)
+def test_any_groups(shapes: list[tuple[int, list[int]]], window: int | None, heads: tuple[int, int], cells: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_attention, "PART_CELLS", cells)
+        _compare_any_groups(shapes, window, heads)
+
+
+def _compare_any_groups(shapes: list[tuple[int, list[int]]], window: int | None, heads: tuple[int, int]) -> None:
     groups, start = [], 0
     for prompt, lengths in shapes:
         groups.append(Group(start, prompt, tuple(lengths)))
