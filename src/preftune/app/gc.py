@@ -1,4 +1,5 @@
-"""Give disk space back: what a crash left behind, old checkpoints of runs that did not finish, old caches.
+"""Give disk space back: what a crash left behind, old checkpoints of runs that did not finish, old caches, and of an
+installation the folders of deleted jobs and the bytes that no record names.
 
 Never touched: final models, reports, metrics, recipes, the newest checkpoint of a stage that did not finish, and
 whatever a running process holds.
@@ -9,12 +10,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preftune.app import gc_jobs
 from preftune.app.context import Context
 from preftune.app.holding import HOLDERS, Holder, holders
+from preftune.app.jobs.platform import Platform
 from preftune.app.runs import RUN_FILE, RunFolder
 from preftune.core.errors import InputError
 from preftune.core.files import TEMPORARY_PREFIX
@@ -26,9 +30,9 @@ _GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """One thing that may go: where, how large, and why."""
+    """One thing that may go: where, how large, and why. path: an artifact's key where it is no file of this machine's own."""
 
-    path: Path
+    path: Path | str
     num_bytes: int
     kind: str
     reason: str
@@ -81,13 +85,20 @@ def collect(output: Path, policy: Policy, context: Context | None = None, *, is_
     """Find what may go below a folder of runs and in the caches; delete it where asked to."""
     place = context or Context.from_environment()
     kept: list[str] = []
-    found = [*_of_runs(output, kept), *_of_caches(place, policy, kept)]
-    seen: dict[Path, Garbage] = {}
-    for one in found:
-        seen.setdefault(one.path, one)
-    if is_deleting:
-        for one in seen.values():
-            _delete(one.path)
+    with ExitStack() as stack:
+        platform = gc_jobs.opened(place)
+        if platform is not None:
+            stack.enter_context(platform)
+        found = [*_of_runs(output, kept), *_of_caches(place, policy, kept), *_of_jobs(platform, kept)]
+        seen: dict[Path | str, Garbage] = {}
+        for one in found:
+            seen.setdefault(one.path, one)
+        if is_deleting:
+            for one in seen.values():
+                if isinstance(one.path, Path):
+                    _delete(one.path)
+                elif platform is not None:
+                    platform.artifacts.delete(one.path)
     return Collection(sorted(seen.values(), key=lambda one: str(one.path)), kept, is_deleting)
 
 
@@ -109,6 +120,16 @@ def _of_runs(output: Path, kept: list[str]) -> Iterator[Garbage]:
             continue
         if status != "succeeded":
             yield from _old_checkpoints(run, "crashed" if status == "running" else status)
+
+
+def _of_jobs(platform: Platform | None, kept: list[str]) -> Iterator[Garbage]:
+    """What the store of the installation no longer names."""
+    if platform is None:
+        return
+    for one in gc_jobs.forgotten_folders(platform, kept):
+        yield Garbage(one.place, one.num_bytes, "job", one.reason)
+    for one in gc_jobs.forgotten_artifacts(platform, kept):
+        yield Garbage(one.place, one.num_bytes, "artifact", one.reason)
 
 
 def _old_checkpoints(run: RunFolder, status: str) -> Iterator[Garbage]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from preftune.cli.installation import typed_server
 from preftune.cli.output import say
 from preftune.core.errors import PreftuneError
 
@@ -31,6 +32,7 @@ Examples:
   preftune chat RUN
   preftune chat RUN@40 --compare starter --record preferences.jsonl
   preftune chat starter --prompt "Write a short story about a fox." --seed 3
+  preftune --server https://tune.example.org chat production
   printf 'Hello\\n/save talk.jsonl\\n' | preftune chat RUN
 
 Answers go to stdout. /help in a conversation lists its commands. Recorded rows have the format comparison."""
@@ -55,11 +57,22 @@ Answers go to stdout. /help in a conversation lists its commands. Recorded rows 
 @click.option("--json", "is_json", is_flag=True, help="Print each answer as a JSON line.")
 def command(model: str, **given: Any) -> int:
     """Talk to a model (run, RUN@STEP, folder or starter), and record which of two answers is better."""
-    from preftune.app.chat import Chat
     from preftune.core.recipe import DecodingConfig
 
     decoding = DecodingConfig(temperature=given["temperature"], max_new_tokens=given["max_new_tokens"])
-    chat = Chat(model, given["output"], decoding, given["seed"], given["system"])
+    address = typed_server()
+    if address is None:
+        from preftune.app.chat import Chat
+
+        return _talk(Chat(model, given["output"], decoding, given["seed"], given["system"]), given)
+    from preftune.cli.remote_model import RemoteChat
+    from preftune.sdk import Client
+
+    with Client(address) as client:
+        return _talk(RemoteChat(client, model, decoding, given["seed"], given["system"]), given)
+
+
+def _talk(chat: Chat, given: dict[str, Any]) -> int:
     if given["compare"]:
         chat.compare_with(given["compare"])
     talk = _Talk(chat, given["record"], is_json=given["is_json"])
@@ -67,7 +80,7 @@ def command(model: str, **given: Any) -> int:
         talk.say(given["prompt"])
         return 0
     if talk.is_live:
-        say(f"{model}; /help lists the commands, Ctrl-D leaves")
+        say(f"{chat.name}; /help lists the commands, Ctrl-D leaves")
     talk.run()
     return 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from preftune.cli.installation import typed_server
 from preftune.cli.output import print_json
 
 SHOWN_ROWS = 50
@@ -14,6 +15,7 @@ EPILOG = """\b
 Examples:
   preftune check pairs.jsonl
   preftune check train.jsonl.gz more.parquet --json
+  preftune --server https://tune.example.org check train.jsonl
   preftune check odd.csv --format alpaca-preference
   preftune check votes.csv --columns prompt=question,first=a,second=b,label=who --labels 1=first,2=second,0=tie
 
@@ -30,7 +32,14 @@ Exit code 0 when every row is good, 1 when a row is bad."""
 def command(
     files: tuple[Path, ...], format_name: str | None, columns: str | None, labels: str | None, show_all: bool, is_json: bool
 ) -> int:
-    """Validate data files: every bad row with its line, field, reason and an excerpt."""
+    """Validate data files: every bad row with its line, field, reason and an excerpt. On a server: upload them, too."""
+    address = typed_server()
+    if address is not None:
+        from preftune.cli.remote_data import check_there
+
+        if format_name or columns or labels:
+            raise click.UsageError("a server detects the format; bring the file to a known one with `preftune convert` first")
+        return check_there(address, files, shown=None if show_all else SHOWN_ROWS, is_json=is_json)
     from preftune.app.check import check
 
     report = check([str(file) for file in files], format_name, columns=columns, labels=labels)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from preftune.cli.output import print_result
+from preftune.cli.installation import typed_server
+from preftune.cli.output import print_json, print_result
 from preftune.core.errors import UsageError
 
 EPILOG = """\b
@@ -16,6 +17,7 @@ Examples:
   preftune export runs/tiny@40 --to my-adapter --form adapter
   preftune export RUN --to my-model --dtype bfloat16 --json
   preftune export RUN --to my-model.gguf --gguf q8_0
+  preftune --server https://tune.example.org export starter-mine-1 --to my-model
   HF_TOKEN=... preftune export RUN --to my-model --push-to-hub me/my-model --private
 
 Exit code 1, and nothing at DIR, where the export does not compute what the run's model does."""
@@ -53,6 +55,16 @@ def command(
     **how: Any,
 ) -> int:
     """Write a trained model (run, RUN@STEP or folder) for other programs, and prove that it is the same model."""
+    address = typed_server()
+    if address is not None:
+        from preftune.cli.remote_model import export_there
+
+        for name, option in (("dtype", "--dtype"), ("gguf", "--gguf"), ("output", "--output"), ("repo", "--push-to-hub")):
+            if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                raise UsageError(f"{option} does not go with --server; fetch the folder, then run `preftune export` on it here")
+        folder = export_there(address, model, to, how["form"])
+        print_json({"folder": str(folder), "form": how["form"]}) if is_json else click.echo(str(folder))
+        return 0
     from preftune.app.export import check_push, export_gguf, export_model, push
 
     if gguf is not None:

@@ -14,7 +14,9 @@ Examples:
   preftune gc --reference-gb 20 --json
   preftune gc --yes
 
-Never touched: final models, reports, the newest checkpoint of a run that can be resumed, what a running process holds."""
+Of an installation (`preftune serve`) also the folders of deleted jobs and artifacts that no record names.
+Never touched: final models, reports, the newest checkpoint of a run that can be resumed, what a running process holds,
+jobs that run or may be retried, models that were not deleted."""
 
 
 @click.command("gc", epilog=EPILOG)
@@ -26,9 +28,12 @@ Never touched: final models, reports, the newest checkpoint of a run that can be
 @click.option("--yes", is_flag=True, help="Delete; without it only say what would go.")
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
 def command(output: Path, days: float, reference_gb: float | None, yes: bool, is_json: bool) -> int:
-    """Give disk space back: leftovers of crashes, old checkpoints of unfinished runs, old caches."""
+    """Give disk space back: leftovers of crashes, old checkpoints of unfinished runs, old caches, deleted jobs."""
+    import logging
+
     from preftune.app.gc import Policy, collect
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     result = collect(output, Policy(days, reference_gb), is_deleting=yes)
     print_result(result, is_json=is_json)
     return 0

@@ -26,6 +26,14 @@ def server() -> str | None:
     return str(given) if given else None
 
 
+def typed_server() -> str | None:
+    """The server that --server names. Verbs that work on this machine's own files and models, such as ``check``, go to a server
+    only by it: nobody uploads data because a variable is set."""
+    root = click.get_current_context().find_root()
+    is_typed = root.get_parameter_source("server") == click.core.ParameterSource.COMMANDLINE
+    return server() if is_typed else None
+
+
 class Installation(Protocol):
     """Jobs, models and files, wherever they are."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from preftune.cli.installation import server
 from preftune.cli.output import print_json, say
 
 if TYPE_CHECKING:
@@ -37,13 +38,22 @@ def add(name: str, role: Literal["admin", "developer", "annotator"], project: st
     from preftune.app.jobs.keys import add_key, check_project_name
 
     check_project_name(project)
-    with _opened() as platform:
-        key, value = add_key(platform, platform.project(project).id, name, role)
+    address = server()
+    if address is not None:
+        from preftune.sdk import Client
+
+        with Client(address) as client:
+            made = client.keys.add(name, role, project=project)
+        key_id, value = made.id, made.value
+    else:
+        with _opened() as platform:
+            key, value = add_key(platform, platform.project(project).id, name, role)
+        key_id = key.id
     if is_json:
-        print_json({"id": key.id, "name": key.name, "role": key.role, "project": project, "value": value})
+        print_json({"id": key_id, "name": name, "role": role, "project": project, "value": value})
         return 0
     click.echo(value)
-    say(f"key {key.id} ({role} of project {project}); its value is shown only now")
+    say(f"key {key_id} ({role} of project {project}); its value is shown only now")
     return 0
 
 
@@ -53,8 +63,12 @@ def list_(is_json: bool) -> int:
     """List keys, revoked ones too; never a value."""
     from preftune.app.jobs.keys import list_keys
 
-    with _opened() as platform:
-        rows = list_keys(platform)
+    address = server()
+    if address is not None:
+        rows = _rows_of(address)
+    else:
+        with _opened() as platform:
+            rows = list_keys(platform)
     if is_json:
         print_json(rows)
         return 0
@@ -72,10 +86,30 @@ def revoke(key_id: str) -> int:
     """Revoke a key by its id: a running server refuses it from its next request on."""
     from preftune.app.jobs.keys import revoke_key
 
-    with _opened() as platform:
-        key = revoke_key(platform, key_id)
-    say(f"key {key.id} ({key.name}) is revoked")
+    address = server()
+    if address is not None:
+        from preftune.sdk import Client
+
+        with Client(address) as client:
+            name = client.keys.revoke(key_id).name
+    else:
+        with _opened() as platform:
+            name = revoke_key(platform, key_id).name
+    say(f"key {key_id} ({name}) is revoked")
     return 0
+
+
+def _rows_of(address: str) -> list[dict[str, Any]]:
+    """Keys of a server's project, as rows like those of this machine."""
+    from preftune.sdk import Client
+
+    with Client(address) as client:
+        names = {project.id: project.name for project in client.access.projects()}
+        fields = ("id", "name", "role", "prefix", "created_at", "last_used_at", "revoked_at")
+        return [
+            {**{name: one.model_dump(mode="json")[name] for name in fields}, "project": names.get(one.project, one.project)}
+            for one in client.keys.list()
+        ]
 
 
 def _opened() -> Platform:

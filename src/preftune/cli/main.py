@@ -54,7 +54,21 @@ VERBS = {
 }
 
 
-REMOTE = ("train", "ls", "show", "logs", "cancel", "pause", "resume")  # verbs that a server elsewhere can do
+REMOTE = (
+    "train", "compare", "check", "chat", "export", "ls", "show", "logs", "cancel", "pause", "resume", "keys",
+)  # fmt: skip  # verbs that a server elsewhere can do
+_ITS_MACHINE = "it is the operator's: run it on the server's own machine, without --server"
+INSTEAD = {
+    "generate": "make pairs here without --server; `preftune --server URL check FILE` uploads them",
+    "label": "label here without --server; `preftune --server URL check FILE` uploads the result",
+    "convert": "convert here without --server; `preftune --server URL check FILE` uploads the result",
+    "plan": "a server plans each job before it trains: `preftune --server URL train RECIPE`",
+    "reference": "a server scores references when it trains: `preftune --server URL train RECIPE`",
+    "run": "`preftune --server URL train RECIPE` trains there, `preftune --server URL compare A B` judges the model",
+    "sweep": "train each point there: `preftune --server URL train RECIPE KEY=VALUE`",
+    "eval": "`preftune --server URL compare MODEL BASELINE --prompts FILE --judge MODEL` judges a model there",
+    **dict.fromkeys(("serve", "worker", "backup", "restore", "doctor", "gc"), _ITS_MACHINE),
+}  # what to do in the place of a verb that no server does; the others work on files of this machine
 
 
 class LazyGroup(click.Group):
@@ -105,7 +119,7 @@ def cli(ctx: click.Context, /, server: str | None) -> None:
     is_typed = ctx.get_parameter_source("server") == click.core.ParameterSource.COMMANDLINE
     if server and is_typed and ctx.invoked_subcommand not in REMOTE:
         raise click.UsageError(
-            f"{ctx.invoked_subcommand} works on this machine; leave --server out, which is for {', '.join(REMOTE)}"
+            f"{ctx.invoked_subcommand} works on this machine; {INSTEAD.get(str(ctx.invoked_subcommand), 'leave --server out')}"
         )
 
 

@@ -1,5 +1,6 @@
 """A client of a preftune server: the same nouns as the command line, sync and async. It imports core only, never torch."""
 
+from preftune.core.served import AskedModel, Better
 from preftune.sdk.async_client import AsyncClient
 from preftune.sdk.calls import Answer
 from preftune.sdk.client import Client
@@ -15,15 +16,18 @@ from preftune.sdk.errors import (
     RateLimited,
     ServerFailed,
     TooLarge,
+    WaitTimedOut,
 )
 from preftune.sdk.retries import Retries
 
 __all__ = [
     "Answer",
     "ApiError",
+    "AskedModel",
     "AsyncClient",
     "AuthenticationFailed",
     "BadRequest",
+    "Better",
     "Client",
     "Conflict",
     "ConnectionFailed",
@@ -34,4 +38,5 @@ __all__ = [
     "Retries",
     "ServerFailed",
     "TooLarge",
+    "WaitTimedOut",
 ]

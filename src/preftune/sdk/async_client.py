@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import httpx2
 
 from preftune.core import api
-from preftune.sdk.async_parts import Access, Aliases, Files, Jobs, Models, Webhooks
+from preftune.sdk import async_parts as parts
 from preftune.sdk.calls import Answer, Call, answer_of, chat
 from preftune.sdk.errors import ConnectionFailed, error_of
 from preftune.sdk.reading import delta_of, json_of, read
@@ -37,14 +37,17 @@ class AsyncClient:
     ) -> None:  # fmt: skip
         self.place = Place.of(server, api_key)
         self.retries = retries or Retries()
+        self._seconds = timeout
         self._http = httpx2.AsyncClient(
             base_url=self.place.url,
             headers=self.place.headers,
-            timeout=httpx2.Timeout(timeout, connect=10.0),
             transport=transport,
         )
-        self.files, self.jobs, self.models = Files(self), Jobs(self), Models(self)
-        self.aliases, self.webhooks, self.access = Aliases(self), Webhooks(self), Access(self)
+        self.files, self.jobs, self.models = parts.Files(self), parts.Jobs(self), parts.Models(self)
+        self.aliases, self.webhooks = parts.Aliases(self), parts.Webhooks(self)
+        self.evaluations, self.feedback = parts.Evaluations(self), parts.Feedback(self)
+        self.splits, self.serving = parts.Splits(self), parts.Serving(self)
+        self.keys, self.access = parts.Keys(self), parts.Access(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,12 +59,12 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def chat(self, model: str, messages: str | list[Mapping[str, Any]], **options: Any) -> Answer:
+    async def chat(self, model: str, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Answer:
         """A model's answer. messages: a text, or a conversation. options: OpenAI's, such as max_tokens, temperature, seed."""
         body = chat(model, messages, options)
         return answer_of(await self.send(Call("POST", "/v1/chat/completions", dict, body=body)))
 
-    async def chat_stream(self, model: str, messages: str | list[Mapping[str, Any]], **options: Any) -> AsyncIterator[str]:
+    async def chat_stream(self, model: str, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> AsyncIterator[str]:
         """The same in pieces of text, as they are written."""
         body = chat(model, messages, {**options, "stream": True})
         async with self.stream(Call("POST", "/v1/chat/completions", dict, body=body)) as answer:
@@ -100,7 +103,10 @@ class AsyncClient:
         while True:
             tried += 1
             body = {"content": content()} if content is not None else {"json": call.body} if call.body is not None else {}
-            request = self._http.build_request(call.method, call.path, params=call.params or None, headers=call.headers, **body)
+            timeout = httpx2.Timeout(self._seconds, connect=10.0, read=call.read_seconds or self._seconds)
+            request = self._http.build_request(
+                call.method, call.path, params=call.params or None, headers=call.headers, timeout=timeout, **body
+            )
             try:
                 answer = await self._http.send(request, stream=True)
             except httpx2.TransportError as error:

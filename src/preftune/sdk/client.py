@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 import httpx2
 
 from preftune.core import api
+from preftune.sdk import parts
 from preftune.sdk.calls import Answer, Call, answer_of, chat
 from preftune.sdk.errors import ConnectionFailed, error_of
-from preftune.sdk.parts import Access, Aliases, Files, Jobs, Models, Webhooks
 from preftune.sdk.reading import delta_of, json_of, read
 from preftune.sdk.retries import Retries
 from preftune.sdk.settings import Place
@@ -48,14 +48,17 @@ class Client:
     ) -> None:  # fmt: skip
         self.place = Place.of(server, api_key)
         self.retries = retries or Retries()
+        self._seconds = timeout
         self._http = httpx2.Client(
             base_url=self.place.url,
             headers=self.place.headers,
-            timeout=httpx2.Timeout(timeout, connect=10.0),
             transport=transport,
         )
-        self.files, self.jobs, self.models = Files(self), Jobs(self), Models(self)
-        self.aliases, self.webhooks, self.access = Aliases(self), Webhooks(self), Access(self)
+        self.files, self.jobs, self.models = parts.Files(self), parts.Jobs(self), parts.Models(self)
+        self.aliases, self.webhooks = parts.Aliases(self), parts.Webhooks(self)
+        self.evaluations, self.feedback = parts.Evaluations(self), parts.Feedback(self)
+        self.splits, self.serving = parts.Splits(self), parts.Serving(self)
+        self.keys, self.access = parts.Keys(self), parts.Access(self)
 
     def __enter__(self) -> Self:
         return self
@@ -67,12 +70,12 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def chat(self, model: str, messages: str | list[Mapping[str, Any]], **options: Any) -> Answer:
+    def chat(self, model: str, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Answer:
         """A model's answer. messages: a text, or a conversation. options: OpenAI's, such as max_tokens, temperature, seed."""
         body = chat(model, messages, options)
         return answer_of(self.send(Call("POST", "/v1/chat/completions", dict, body=body)))
 
-    def chat_stream(self, model: str, messages: str | list[Mapping[str, Any]], **options: Any) -> Iterator[str]:
+    def chat_stream(self, model: str, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
         """The same in pieces of text, as they are written."""
         body = chat(model, messages, {**options, "stream": True})
         with self.stream(Call("POST", "/v1/chat/completions", dict, body=body)) as answer:
@@ -108,7 +111,10 @@ class Client:
         while True:
             tried += 1
             body = {"content": content()} if content is not None else {"json": call.body} if call.body is not None else {}
-            request = self._http.build_request(call.method, call.path, params=call.params or None, headers=call.headers, **body)
+            timeout = httpx2.Timeout(self._seconds, connect=10.0, read=call.read_seconds or self._seconds)
+            request = self._http.build_request(
+                call.method, call.path, params=call.params or None, headers=call.headers, timeout=timeout, **body
+            )
             try:
                 answer = self._http.send(request, stream=True)
             except httpx2.TransportError as error:

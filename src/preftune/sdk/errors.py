@@ -70,6 +70,14 @@ class JobFailed(PreftuneError):
         self.job = job
 
 
+class WaitTimedOut(PreftuneError, TimeoutError):
+    """What was waited for has not ended in time. It goes on; ``job`` is how it was, where a job was waited for."""
+
+    def __init__(self, message: str, job: Job | None = None) -> None:
+        super().__init__(message)
+        self.job = job
+
+
 _KINDS: dict[int, type[ApiError]] = {
     400: BadRequest, 401: AuthenticationFailed, 403: PermissionDenied, 404: NotFound, 409: Conflict, 413: TooLarge,
     429: RateLimited,

@@ -13,6 +13,7 @@ from preftune.app.jobs.models import add_base_model, list_models
 from preftune.app.serving.names import served_model
 from preftune.app.serving.service import Service
 from preftune.core.errors import UsageError
+from preftune.core.served import Served, ServedBase, ServedBases
 from preftune.server.compat.completions import api_error
 from preftune.server.errors import ApiError
 from preftune.server.security import Caller, CallerOf, audit
@@ -32,24 +33,24 @@ class Which(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=512)]
 
 
-@router.get("")
-async def state(request: Request, caller: CallerOf) -> dict[str, Any]:
+@router.get("", response_model_exclude_none=True)
+async def state(request: Request, caller: CallerOf) -> ServedBases:
     """Every base in memory: its process, answers that grow, requests that wait, adapters and their bytes."""
     caller.must_be("admin")
     try:
-        return {"object": "list", "data": await _service(request).state()}
+        return ServedBases(data=tuple(ServedBase.model_validate(one) for one in await _service(request).state()))
     except EngineError as error:
         raise api_error(error) from None
 
 
 @router.post("/load")
-async def load(request: Request, caller: CallerOf, body: Which) -> dict[str, Any]:
+async def load(request: Request, caller: CallerOf, body: Which) -> Served:
     """Bring a model's base into memory before it is asked."""
     return await _act(request, caller, body, is_load=True)
 
 
 @router.post("/unload")
-async def unload(request: Request, caller: CallerOf, body: Which) -> dict[str, Any]:
+async def unload(request: Request, caller: CallerOf, body: Which) -> Served:
     """Take an adapter, or a base with its adapters, out of memory."""
     return await _act(request, caller, body, is_load=False)
 
@@ -102,7 +103,7 @@ async def unload_adapter(request: Request, caller: CallerOf, body: Adapter) -> d
     return {"object": "adapter", "lora_name": body.lora_name, "loaded": False}
 
 
-async def _act(request: Request, caller: Caller, body: Which, *, is_load: bool) -> dict[str, Any]:
+async def _act(request: Request, caller: Caller, body: Which, *, is_load: bool) -> Served:
     caller.must_be("admin")
     try:
         model = await run_in_threadpool(served_model, request.app.state.platform, caller.project, body.model)
@@ -113,7 +114,7 @@ async def _act(request: Request, caller: Caller, body: Which, *, is_load: bool) 
     except EngineError as error:
         raise api_error(error) from None
     await run_in_threadpool(_note, request, caller, model, is_load=is_load)
-    return {"object": "serving", "model": body.model, "loaded": is_load}
+    return Served(model=body.model, loaded=is_load)
 
 
 def _note(request: Request, caller: Caller, model: ModelVersion, *, is_load: bool) -> None:

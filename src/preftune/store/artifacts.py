@@ -7,8 +7,10 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -34,6 +36,15 @@ class Stored:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that is kept: where, how much, and when it was written (seconds since 1970)."""
+
+    key: str
+    bytes: int
+    modified: float
+
+
 class Artifacts:
     """Bytes by key. A key is one or more plain names joined by ``/``; nothing else ever becomes a path.
 
@@ -48,6 +59,7 @@ class Artifacts:
             raise InputError(
                 f"artifacts {url!r}: {str(error).splitlines()[0]}; write a folder, or install what the URL needs"
             ) from None
+        self.url = url
         self._is_local = "file" in self._protocols
         if self._is_local:
             Path(self._root).mkdir(parents=True, exist_ok=True)
@@ -114,6 +126,17 @@ class Artifacts:
         """Let go of the bytes; nothing happens where there are none."""
         if self.exists(key):
             self._system.rm_file(self._path(key))
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything that is kept, by key."""
+        prefix = f"{self._root.rstrip('/')}/"
+        self._system.invalidate_cache()
+        for path, facts in sorted(self._system.find(self._root, detail=True).items()):
+            key = str(path).removeprefix(prefix)
+            if _KEY.fullmatch(key):
+                written = facts.get("mtime") or facts.get("LastModified") or facts.get("last_modified") or facts.get("created")
+                modified = written.timestamp() if isinstance(written, datetime) else float(written or time.time())
+                yield Entry(key, int(facts["size"]), modified)
 
     def local(self, key: str, cache: Path) -> Path:
         """A file on this machine with the bytes: the artifact itself, or a copy in ``cache``."""

@@ -14,7 +14,8 @@ import pytest
 
 import preftune
 from preftune.core.errors import InputError, UsageError
-from preftune.sdk import AsyncClient, BadRequest, Client, ConnectionFailed, NotFound, RateLimited, Retries, async_parts, parts
+from preftune.sdk import AsyncClient, BadRequest, Client, ConnectionFailed, NotFound, RateLimited, Retries
+from preftune.sdk.methods import AsyncPart, Part
 
 KEY = "test-key-0123456789abcdef"
 STEPS = {"max_steps": 2, "pairs_per_step": 4, "checkpoints": 0, "probe": "off"}
@@ -100,15 +101,20 @@ def test_the_command_line_on_a_server(served, starter_rows, tmp_path):
 
 
 def test_both_clients_have_the_same_words():
-    for name in ("Files", "Jobs", "Models", "Aliases", "Webhooks", "Access"):
-        ours, theirs = getattr(parts, name), getattr(async_parts, name)
-        words = {word for word in vars(ours) if not word.startswith("_")}
-        assert words == {word for word in vars(theirs) if not word.startswith("_")}
-        for word in words:
-            assert list(inspect.signature(getattr(ours, word)).parameters) == list(
-                inspect.signature(getattr(theirs, word)).parameters
-            ), f"{name}.{word}"
-            assert getattr(ours, word).__doc__ == getattr(theirs, word).__doc__
+    with Client("http://127.0.0.1:9", KEY) as waits:
+        awaited = AsyncClient("http://127.0.0.1:9", KEY)
+        nouns = [name for name, one in vars(waits).items() if isinstance(one, Part)]
+        assert nouns == [name for name, one in vars(awaited).items() if isinstance(one, AsyncPart)]
+        assert len(nouns) == 11
+        for name in nouns:
+            ours, theirs = getattr(waits, name), getattr(awaited, name)
+            words = {word for word in dir(ours) if not word.startswith("_")}
+            assert words == {word for word in dir(theirs) if not word.startswith("_")}
+            for word in words:
+                one, other = getattr(ours, word), getattr(theirs, word)
+                assert inspect.signature(one).parameters == inspect.signature(other).parameters, f"{name}.{word}"
+                assert one.__doc__ == other.__doc__
+                assert one.__doc__
     assert {one for one in vars(Client) if not one.startswith("_")} == {
         one for one in vars(AsyncClient) if not one.startswith("_")
     }
@@ -186,7 +192,7 @@ def test_what_may_have_been_done_is_not_done_twice(flaky):
     client, script, asked = flaky
     script += [DOWN]
     with pytest.raises(preftune.sdk.ServerFailed):
-        client.access.add_key("x")
+        client.keys.add("x")
     assert len(asked) == 1
 
 
