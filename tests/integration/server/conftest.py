@@ -54,12 +54,12 @@ class Served:
                 return error.code, json.loads(error.read()), dict(error.headers)
 
 
-def serve(home, *options):
-    """A server until the generator goes on."""
+def serve(home, *options, database=None):
+    """A server until the generator goes on. database: its URL; None: SQLite in ``home``."""
     keep = {key: value for key, value in os.environ.items() if not key.startswith("PREFTUNE_")}
     environment = {
         **keep, "PREFTUNE_HOME": str(home / "state"), "PREFTUNE_CACHE": str(home / "cache"), "PREFTUNE_API_KEY": KEY,
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1", **({} if database is None else {"PREFTUNE_DATABASE": database}),
     }  # fmt: skip
     with (home / "log.txt").open("wb") as log:
         process = subprocess.Popen(
@@ -82,8 +82,14 @@ def serve(home, *options):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    yield from serve(tmp_path_factory.mktemp("served"))
+def database():
+    """The URL of the server's database; None: SQLite in its own folder. A module may say another."""
+    return
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, database):
+    yield from serve(tmp_path_factory.mktemp("served"), database=database)
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,8 @@ def job_object(job: Job) -> dict[str, Any]:
             "r": lora["rank"], "alpha": max(1, round(lora["alpha"])), "dropout": lora["dropout"], "bias": "none", "extras": {},
         },
         "beta": None if is_sft(stage) else beta_of(stage),
-        "gradient_checkpointing": stage["gradient_checkpointing"],
+        # another dialect's job may leave it to the machine, which this one has no word for
+        "gradient_checkpointing": {"on": True, "off": False}.get(stage["gradient_checkpointing"]),
         "created_at": zulu(job.created_at),
         "experiment_name": job.request.get("training_config", {}).get("experiment_name") or job.name,
         "status": "deleted" if job.deleted_at else STATUS[job.status],
