@@ -63,12 +63,18 @@ def resource_of(request: Request, caller: Caller, type_: str, resource_id: str) 
 
 
 def every(
-    platform: Platform, kind: type[R], project: str | None, where: dict[str, Any], *, is_newest_first: bool = True
+    platform: Platform,
+    kind: type[R],
+    project: str | None,
+    where: dict[str, Any],
+    *,
+    is_newest_first: bool = True,
+    size: int = 1000,
 ) -> Iterator[R]:
-    """Every record of a list, page by page."""
+    """Every record of a list, page by page. size: records of a page."""
     after: str | None = None
     while True:
-        page = platform.store.page(kind, Query(project, where, after, 1000, is_newest_first))
+        page = platform.store.page(kind, Query(project, where, after, size, is_newest_first))
         yield from page.items
         if not page.has_more:
             return
