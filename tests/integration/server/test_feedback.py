@@ -87,10 +87,15 @@ def test_a_streamed_answer_is_kept_as_it_was_shown(kept):
     }
     headers = {"Authorization": f"Bearer {kept.key}", "Content-Type": "application/json"}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    lines = [line for line in connection.getresponse().read().decode().split("\n\n") if line]
+    answer = connection.getresponse()
+    told = answer.read().decode()
     connection.close()
-    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    assert all(one["choices"] for one in chunks), chunks
+    assert (answer.status, answer.getheader("content-type")) == (200, "text/event-stream; charset=utf-8"), told
+    *lines, end = told.removesuffix("\n\n").split("\n\n")
+    assert end == "data: [DONE]", told
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert chunks, told
+    assert all(one.get("choices") for one in chunks), told  # one without them is an error, or counts that nobody asked for
     text = "".join(one["choices"][0]["delta"]["content"] for one in chunks)
     assert say(kept, completion_id=chunks[0]["id"], edit="Quack.")[0] == 200
     rows = [json.loads(line) for line in export(kept, "preferences").splitlines()]
