@@ -31,9 +31,10 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/preftune demo
 
-# two processes of one thread: the suite waits more for process starts than for products of matrices
+# two processes of one thread: the suite waits more for process starts than for products of matrices. Files come in order of their
+# paths, unit tests last: by number of tests, as is the default, the longest files (few tests, each a whole job) would come last
 test: setup packages peer clients s3 trackers llama
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check src tests bench starter

@@ -51,20 +51,23 @@ chat = client.chat.completions.create(model=job.fine_tuned_model, logprobs=True,
 stream = client.chat.completions.create(model=checkpoints[-1].fine_tuned_model_checkpoint, stream=True, **options)
 streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
-# a job that is paused, goes on and is cancelled; a model that is deleted
-long = client.fine_tuning.jobs.create(
-    model="starter", training_file=file.id, method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 500}}}
-)
-paused = client.fine_tuning.jobs.pause(long.id)
-deadline = time.time() + 900
-while not any("paused" in event.message for event in client.fine_tuning.jobs.list_events(long.id)):
-    assert time.time() < deadline
-    time.sleep(0.5)
-client.fine_tuning.jobs.resume(long.id)
-client.fine_tuning.jobs.cancel(long.id)
-while client.fine_tuning.jobs.retrieve(long.id).status != "cancelled":
-    assert time.time() < deadline
-    time.sleep(0.5)
+# a job that is paused, goes on and is cancelled, whatever it trains; a model that is deleted
+if (method, adapter) == ("dpo", "lora"):
+    long = client.fine_tuning.jobs.create(
+        model="starter",
+        training_file=file.id,
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 500}}},
+    )
+    paused = client.fine_tuning.jobs.pause(long.id)
+    deadline = time.time() + 900
+    while not any("paused" in event.message for event in client.fine_tuning.jobs.list_events(long.id)):
+        assert time.time() < deadline
+        time.sleep(0.5)
+    client.fine_tuning.jobs.resume(long.id)
+    client.fine_tuning.jobs.cancel(long.id)
+    while client.fine_tuning.jobs.retrieve(long.id).status != "cancelled":
+        assert time.time() < deadline
+        time.sleep(0.5)
 assert client.models.delete(checkpoints[-1].fine_tuned_model_checkpoint).deleted
 print(
     json.dumps(
