@@ -91,6 +91,11 @@ FINDINGS: Mapping[str, FindingKind] = {
         "more than 5 % of the rows are longer than `max_length` or the model's positions",
         "raise `data.max_length`, or `data.too_long: cut`",
     ),
+    "confidence_not_read": FindingKind(
+        "warning",
+        "pairs say a confidence below 1 and the loss (`sppo_hard`, `aot`, `aot_unpaired`) reads none, so they count as certain",
+        "take a loss that reads confidences, such as `dpo`, or leave the doubted pairs out",
+    ),
     "identical_pairs": FindingKind(
         "warning",
         "at least 1 % of the pairs have two identical completions, which teach nothing; they are left out",

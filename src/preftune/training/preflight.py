@@ -58,6 +58,7 @@ def check_stage(
     findings += _check_splits(config, data)
     findings += _check_settings(config, len(data.train))
     findings += _check_labels(config, data.train)
+    findings += _check_confidences(config, data.train)
     findings += check_published(config, is_small=num_parameters is not None and num_parameters < SMALL)
     return findings
 
@@ -73,6 +74,23 @@ def _check_labels(config: StageConfig, train: Sequence[TokenisedExample]) -> lis
     doubt = fitted.doubt(*counts) if isinstance(fitted, DataAwareLoss) else ""
     way_out = "set one of the weights to auto, or add completions of the rarer label"
     return [Finding("warning", "label_weights", f"stage {config.name}: {doubt}", way_out)] if doubt else []
+
+
+def _check_confidences(config: StageConfig, train: Sequence[TokenisedExample]) -> list[Finding]:
+    """Labels that say how sure they are, for a loss that does not ask: each then counts as certain."""
+    loss = losses.build(config.method, config.loss)
+    if loss.view != "pairs" or "confidence" in loss.needs:
+        return []
+    doubted = [example for example in train if example.confidence is not None and example.confidence < 1]
+    if not doubted:
+        return []
+    first = doubted[0]
+    fact = (
+        f"stage {config.name}: {config.method} does not read how sure a label is, so {len(doubted)} of {len(train)} pairs with a "
+        f"confidence below 1 count as certain, first {first.provenance.file}:{first.provenance.line} ({first.confidence:g})"
+    )
+    way_out = "take a loss that reads confidences, such as dpo, or leave out the pairs that are doubted"
+    return [Finding("warning", "confidence_not_read", fact, way_out)]
 
 
 def check_leaks(found: Sequence[Leak], trained: str, held_out: str) -> list[Finding]:

@@ -67,14 +67,14 @@ CHECKS = (check_golden, check_gradient, check_state, check_micro_batches, check_
 MUTANTS = {
     "no shift": ("chosen - self.shift", "chosen"),
     "shift with the other sign": ("self.shift - rejected", "-self.shift - rejected"),
-    "chosen and rejected swapped": ("functional.logsigmoid(chosen - self.shift)", "functional.logsigmoid(rejected - self.shift)"),
+    "chosen and rejected swapped": ("e = chosen - self", "e = rejected - self"),
     "dropped reference": ("rewards = self.beta * (logps.chosen_logratio", "rewards = self.beta * (logps.policy_chosen"),
     "mean without beta": ("rewards = self.beta * (", "rewards = ("),
     "pairs counted as completions": ("2.0 * len(rewards)", "1.0 * len(rewards)"),
     "mean of means": ("(rewards.sum().item() - new * state[\"mean\"]) / count",
                       "(rewards.mean().item() / 2 - state[\"mean\"]) / 2"),
     "chosen rewards only": ("(logps.chosen_logratio + logps.rejected_logratio)", "(2 * logps.chosen_logratio)"),
-    "early mean": ("functional.logsigmoid(self.shift - rejected)", "functional.logsigmoid(self.shift - rejected).mean()"),
+    "early mean": ("functional.logsigmoid(down)", "functional.logsigmoid(down).mean()"),
 }  # fmt: skip
 
 

@@ -51,5 +51,28 @@ def test_a_loss_reads_of_a_label_what_it_declares(name, need, changed):
 def test_the_losses_that_read_no_confidence_are_known():
     """docs/training.md names them; a new loss is either here with its reason there, or reads confidences."""
     silent = {name for name in PAIRS if "confidence" not in losses.build(name, OPTIONS.get(name, {})).needs}
-    assert silent >= {"sppo_hard"}
-    assert not silent & {"dpo", "ipo", "simpo", "orpo", "hinge", "robust", "cpo", "alphapo", "ld_dpo", "odpo", "r_dpo", "dpop"}
+    assert silent == {"sppo_hard", "aot", "aot_unpaired"}
+
+
+def swapped(x):
+    """The same pairs with their labels the other way round."""
+    names = {"policy_chosen": "policy_rejected", "reference_chosen": "reference_rejected", "chosen_tokens": "rejected_tokens"}
+    names |= {"chosen": "rejected"}
+    both = names | {other: name for name, other in names.items()}
+    return replace(x, **{name: getattr(x, other) for name, other in both.items()})
+
+
+@pytest.mark.parametrize("name", ["wpo", "bco_pair", "davidson", "rao_kupper", "dpo"])
+def test_a_doubted_pair_costs_its_expectation_over_the_label(name):
+    loss, x = losses.build(name, {}), full(logps_of(ROWS))
+    loss = loss.at({"mean": 0.2, "count": 4.0}) if name == "bco_pair" else loss
+    c = torch.tensor([0.6, 0.75, 0.9], dtype=torch.float64)
+    expected = c * values(loss, x) + (1 - c) * values(loss, swapped(x))
+    torch.testing.assert_close(values(loss, replace(x, confidence=c)), expected)
+
+
+@pytest.mark.parametrize("name", ["davidson", "rao_kupper"])
+def test_a_tie_has_no_order_to_doubt(name):
+    x = replace(full(logps_of(ROWS)), is_tie=torch.tensor([True] * 3))
+    doubted = replace(x, confidence=torch.tensor([0.6, 0.75, 0.9], dtype=torch.float64))
+    assert torch.equal(values(losses.build(name, {}), x), values(losses.build(name, {}), doubted))

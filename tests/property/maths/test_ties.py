@@ -103,8 +103,8 @@ MUTANTS = {
     "davidson": {
         "whole margin": ("(chosen - rejected) / 2", "(chosen - rejected)"),
         "one nu": ("2 * self.nu", "self.nu"),
-        "tie as a win": ("torch.where(logps.is_tie, tie, half)", "half"),
-        "ties and wins swapped": ("is_tie, tie, half", "is_tie, half, tie"),
+        "tie as a win": ("torch.where(logps.is_tie, tie, won)", "won"),
+        "ties and wins swapped": ("is_tie, tie, won", "is_tie, won, tie"),
         "no ties in Z": ("[half, -half, tie]", "[half, -half]"),
         "flipped margin": ("(chosen - rejected) / 2", "(rejected - chosen) / 2"),
     },
@@ -158,7 +158,7 @@ def test_extreme_margins_stay_finite(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_missing_is_said(name):
-    assert losses.factory(name).needs == {"ties"}
+    assert losses.factory(name).needs == {"ties", "confidence"}
     with pytest.raises(ValueError, match="which pairs are ties"):
         losses.build(name)(plain(ROWS))
 

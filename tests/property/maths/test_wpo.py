@@ -88,7 +88,7 @@ MUTANTS = {
     "log weights": (".logps / num_tokens).exp()", ".logps / num_tokens)"),
     "chosen weight twice": ("_weight(logps.rejected, logps.rejected_tokens)", "_weight(logps.chosen, logps.chosen_tokens)"),
     "weights added": (") * _weight(", ") + _weight("),
-    "flipped margin": ("chosen - rejected)", "rejected - chosen)"),
+    "flipped margin": ("chosen - rejected,", "rejected - chosen,"),
     "weights that add up to one": ("values = -weights", "values = -weights / weights.mean()"),
 }
 

@@ -191,3 +191,21 @@ def test_unbalanced_labels_are_doubted(share, loss, is_found):
     if is_found:
         assert codes["label_weights"].level == "warning"
         assert "0.333" in codes["label_weights"].fact
+
+
+@pytest.mark.parametrize(
+    ("method", "is_said"), [("sppo_hard", True), ("aot", True), ("dpo", False), ("wpo", False), ("sft", False)]
+)
+def test_confidences_that_the_loss_does_not_read_are_a_warning(method, is_said):
+    data = Data()
+    data.train[3:5] = [replace(one, confidence=0.7) for one in data.train[3:5]]
+    data.train[9] = replace(data.train[9], confidence=1.0)
+    findings = found({"method": method, "loss": {}}, data)
+    assert ("confidence_not_read" in findings) is is_said
+    if is_said:
+        said = findings["confidence_not_read"]
+        assert said.level == "warning"
+        assert f"{method} does not read how sure a label is, so 2 of 64 pairs with a confidence below 1" in said.fact
+        assert "first train.jsonl:13 (0.7)" in said.fact
+        assert "such as dpo" in said.way_out
+    assert "confidence_not_read" not in found({"method": method, "loss": {}}, Data())

@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar
 from annotated_types import Gt
 from torch.nn import functional
 
+from preftune.core.records import Need
+from preftune.maths.labels import flip_probability
 from preftune.maths.losses.base import BaseLoss, LossState, losses
 from preftune.maths.types import LossTerms, PairLogps, Term
 
@@ -23,8 +25,9 @@ class BCOPair(BaseLoss):
         r(y) = beta [log pi(y|x) - log ref(y|x)]
         d = [sum of r over both completions of every pair of this step and of all steps before it] / their number
 
-        L = -log sigmoid(r(y_w) - d) - log sigmoid(-(r(y_l) - d))
+        L(y_w, y_l) = -log sigmoid(r(y_w) - d) - log sigmoid(-(r(y_l) - d))
 
+    A pair whose label came with a confidence c below 1 costs c L(y_w, y_l) + (1 - c) L(y_l, y_w), in no paper; d knows no labels.
     Jung et al. 2024 (arXiv:2404.04656): the binary cross entropy bounds DPO's loss from above, and the shift d, without a
     gradient, tightens the bound. Gradient: dL/dr(y_w) = -sigmoid(d - r(y_w)), dL/dr(y_l) = sigmoid(r(y_l) - d).
     Where implementations disagree: the d of the paper is (E[r(y_w)] + E[r(y_l)]) / 2, estimated while training; TRL took the
@@ -35,7 +38,8 @@ class BCOPair(BaseLoss):
         beta: strength of the pull to the reference, > 0, per nat. Usual 0.01 to 0.5.
 
     Shapes
-        in:  four tensors of (pairs,) of the whole step, log-probs in nats summed over scored tokens.
+        in:  four tensors of (pairs,) of the whole step, log-probs in nats summed over scored tokens, and confidences
+            (pairs,) where there are any.
         out: term ``bco`` (pairs,) nats, unit pair; rewards r (pairs,), detached, without the shift.
 
     Raises
@@ -55,12 +59,15 @@ class BCOPair(BaseLoss):
 
     beta: Annotated[float, Gt(0)] = 0.1
     shift: float = field(init=False, repr=False, default=0.0)  # d; ``at`` sets it
+    needs: ClassVar[frozenset[Need]] = frozenset({"confidence"})
     is_batchwise: ClassVar[bool] = True
 
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one step."""
         chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
-        values = -functional.logsigmoid(chosen - self.shift) - functional.logsigmoid(self.shift - rejected)
+        up, down, e = chosen - self.shift, self.shift - rejected, flip_probability(logps)
+        right = -functional.logsigmoid(up) - functional.logsigmoid(down)
+        values = (1 - e) * right + e * (-functional.logsigmoid(-up) - functional.logsigmoid(-down))
         return LossTerms({"bco": Term(values, "pair")}, chosen.detach(), rejected.detach())
 
     def initial_state(self) -> LossState:

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt
 
 from preftune.core.records import Need
+from preftune.maths.labels import flip_probability
 from preftune.maths.losses.base import BaseLoss, losses
 from preftune.maths.types import LossTerms, PairLogps, Term
 
@@ -27,6 +28,9 @@ class Davidson(BaseLoss):
         L = -log P(y_w is better)    where y_1 = y_w is chosen
         L = -log P(tie)              where neither is
 
+    A pair whose label came with a confidence c below 1 costs -c log P(y_w is better) - (1 - c) log P(y_l is better), in no paper;
+    a tie has no order, so nothing changes for it.
+
     DPO-D of Chen et al. 2024 (arXiv:2409.17431) on the model of Davidson 1970; without ties, nu to 0 is DPO. Gradient on d, with
     g = [e^(d/2) - e^(-d/2)] / (2 Z): g - 1/2, and g for a tie, which draws the margin to 0.
     Where implementations disagree: other trainers drop ties or count them as wins of the first completion. The order of the
@@ -38,7 +42,8 @@ class Davidson(BaseLoss):
         nu: how readily two equals are called a tie, > 0; nu / (nu + 1) of them. Usual 1: half.
 
     Shapes
-        in:  four tensors of (pairs,), log-probs in nats summed over scored tokens, and which pairs are ties (pairs,).
+        in:  four tensors of (pairs,), log-probs in nats summed over scored tokens, which pairs are ties (pairs,), and confidences
+            (pairs,) where there are any.
         out: term ``davidson`` (pairs,) nats, unit pair; rewards beta * log-ratio (pairs,), detached.
 
     Raises
@@ -55,7 +60,7 @@ class Davidson(BaseLoss):
 
     beta: Annotated[float, Gt(0)] = 0.1
     nu: Annotated[float, Gt(0)] = 1.0
-    needs: ClassVar[frozenset[Need]] = frozenset({"ties"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"ties", "confidence"})
 
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one pack."""
@@ -64,5 +69,6 @@ class Davidson(BaseLoss):
         chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
         half, tie = (chosen - rejected) / 2, torch.full_like(chosen, math.log(2 * self.nu))
         log_z = torch.logsumexp(torch.stack([half, -half, tie]), 0)
-        values = log_z - torch.where(logps.is_tie, tie, half)
+        won = (1 - 2 * flip_probability(logps)) * half
+        values = log_z - torch.where(logps.is_tie, tie, won)
         return LossTerms({"davidson": Term(values, "pair")}, chosen.detach(), rejected.detach())

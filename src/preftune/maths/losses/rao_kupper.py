@@ -11,6 +11,7 @@ from annotated_types import Gt
 from torch.nn import functional
 
 from preftune.core.records import Need
+from preftune.maths.labels import flip_probability
 from preftune.maths.losses.base import BaseLoss, losses
 from preftune.maths.types import LossTerms, PairLogps, Term
 
@@ -29,6 +30,9 @@ class RaoKupper(BaseLoss):
         L = -log P(y_w is better)    where y_1 = y_w is chosen
         L = -log P(tie)              where neither is
 
+    A pair whose label came with a confidence c below 1 costs -c log P(y_w is better) - (1 - c) log P(y_l is better), in no paper;
+    a tie has no order, so nothing changes for it.
+
     DPO-RK of Chen et al. 2024 (arXiv:2409.17431) on the model of Rao & Kupper 1967; the three probabilities add up to 1, and
     nu = 1 without ties is DPO. Gradient on d: -sigmoid(a - d), and of a tie sigmoid(d + a) - sigmoid(a - d), which draws the
     margin to 0.
@@ -40,7 +44,8 @@ class RaoKupper(BaseLoss):
         nu: how readily two equals are called a tie, > 1; (nu - 1) / (nu + 1) of them. Usual 3: half.
 
     Shapes
-        in:  four tensors of (pairs,), log-probs in nats summed over scored tokens, and which pairs are ties (pairs,).
+        in:  four tensors of (pairs,), log-probs in nats summed over scored tokens, which pairs are ties (pairs,), and confidences
+            (pairs,) where there are any.
         out: term ``rao_kupper`` (pairs,) nats, unit pair; rewards beta * log-ratio (pairs,), detached.
 
     Raises
@@ -57,7 +62,7 @@ class RaoKupper(BaseLoss):
 
     beta: Annotated[float, Gt(0)] = 0.1
     nu: Annotated[float, Gt(1)] = 3.0
-    needs: ClassVar[frozenset[Need]] = frozenset({"ties"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"ties", "confidence"})
 
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one pack."""
@@ -65,6 +70,8 @@ class RaoKupper(BaseLoss):
             raise ValueError("rao_kupper is not told which pairs are ties, and their loss is another one")
         chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
         d, a = chosen - rejected, math.log(self.nu)
-        win = -functional.logsigmoid(d - a)
-        tie = win - functional.logsigmoid(-d - a) - math.log(self.nu**2 - 1)
+        first, second = -functional.logsigmoid(d - a), -functional.logsigmoid(-d - a)
+        e = flip_probability(logps)
+        win = (1 - e) * first + e * second
+        tie = first + second - math.log(self.nu**2 - 1)
         return LossTerms({"rao_kupper": Term(torch.where(logps.is_tie, tie, win), "pair")}, chosen.detach(), rejected.detach())

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from preftune.core.records import Need
+from preftune.maths.labels import flip_probability
 from preftune.maths.logps import sum_by_completion
 from preftune.maths.losses.base import BaseLoss, losses
 from preftune.maths.types import LossTerms, PairLogps, Term, TokenLogps
@@ -27,11 +28,12 @@ class WPO(BaseLoss):
         h = [log pi(y_w|x) - log ref(y_w|x)] - [log pi(y_l|x) - log ref(y_l|x)]
         w(y) = exp( 1/T sum over t of [log pi(y_t|x, y_<t) - log sum over v of pi(v|x, y_<t)^2] ), detached
 
-        L = -w(y_w) w(y_l) log sigmoid(beta h)
+        L = -w(y_w) w(y_l) [(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)]
 
+    e = 0, and e = 1 - c for a pair whose label came with a confidence c below 1: the expectation over the label, in no paper.
     Eq. 2 of Zhou et al. 2024 (arXiv:2406.11827) with the sampled alignment of its section 3: the sum of squares is the
     probability that a token drawn from the policy has on average, so completions of the policy's own weigh about 1. Gradient:
-    dL/dh = -w(y_w) w(y_l) beta sigmoid(-beta h); the weights have none.
+    dL/dh = w(y_w) w(y_l) beta [e - sigmoid(-beta h)]; the weights have none.
     Where implementations disagree: TRL's ``use_weighting`` multiplies any of its losses, a mix included; the paper's objective,
     and this loss, is DPO.
 
@@ -40,7 +42,7 @@ class WPO(BaseLoss):
 
     Shapes
         in:  four tensors of (pairs,), log-probs in nats summed over scored tokens, and the single tokens of both sides with
-            their concentration log sum p^2, (tokens,) nats.
+            their concentration log sum p^2, (tokens,) nats; confidences (pairs,) where there are any.
         out: term ``wpo`` (pairs,) nats, unit pair (the weights do not add up to the number of pairs); rewards beta *
             log-ratio (pairs,), detached.
 
@@ -59,13 +61,14 @@ class WPO(BaseLoss):
     """
 
     beta: Annotated[float, Gt(0)] = 0.1
-    needs: ClassVar[frozenset[Need]] = frozenset({"concentration"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"concentration", "confidence"})
 
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one pack."""
         chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
         weights = _weight(logps.chosen, logps.chosen_tokens) * _weight(logps.rejected, logps.rejected_tokens)
-        values = -weights * functional.logsigmoid(chosen - rejected)  # Eq. 2
+        margins, e = chosen - rejected, flip_probability(logps)
+        values = -weights * ((1 - e) * functional.logsigmoid(margins) + e * functional.logsigmoid(-margins))  # Eq. 2 at e = 0
         return LossTerms({"wpo": Term(values, "pair")}, chosen.detach(), rejected.detach())
 
 
