@@ -39,7 +39,7 @@ QUICK: Mapping[str, list[str]] = {
     "full": ["--steps", "1", "--rounds", "1", "--probe-seconds", "0"],
     "orpo": ["--steps", "1", "--rounds", "1", "--probe-seconds", "0"],
     "sft": ["--steps", "1", "--rounds", "1", "--probe-seconds", "0"],
-    "serving": ["--kinds", "tiny", "--dtypes", "float32", "--no-peer"],
+    "serving": ["--kinds", "tiny", "--dtypes", "float32", "--rounds", "1", "--tokens", "8"],
 }
 FULL_RUN: Mapping[str, list[str]] = {  # so that everything together stays within its time
     "lora": ["--probe-seconds", "240"],

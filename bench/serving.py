@@ -1,23 +1,27 @@
-"""How much faster are 32 chats at once than one after another? A base and three adapters; and `transformers serve` beside it.
+"""How much faster are 32 chats at once than one after another, a base and three adapters? And beside other servers?
 
 Every figure goes over HTTP, from this process to a server of its own, greedily and with a fixed number of tokens. Before
 speed counts, texts are compared: each conversation alone against the same one among 32. In bfloat16, where products of
 other shapes round otherwise, the first token that differs must be one whose two best lie within .1 nat.
 
-The peer is asked for its base alone, because it has no adapters. It is left out, with the reason, where it is not installed
-(bench/environments/make.sh serve).
+The peers, `transformers serve` and llama.cpp's server, are asked for the base alone, because adapters over one base in one
+batch is what they do not have, or not alike; so is preftune beside them, in turn, each round in a process of its own. A peer
+is left out, with the reason, where it is not installed (bench/environments/make.sh serve, llama).
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import statistics
+import string
 import subprocess
 import sys
 import tempfile
@@ -33,12 +37,15 @@ import inputs
 import measure
 
 KEY = "bench-key-0123456789"
-TEMPLATE = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+TEMPLATE = "{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}"
 NAMES = ("base", "one", "two", "three")
 CHATS = 32
 CLOSE = 0.1  # nat
 TARGET = 4.0
-PEER = measure.ROOT / ".venv-serve" / "bin" / "transformers"
+SERVE = measure.ROOT / ".venv-serve" / "bin" / "python"
+LLAMA = measure.ROOT / ".venv-llama" / "bin" / "python"
+NATIVE = LLAMA.with_name("llama-server")  # built for this processor, where somebody has (see llama.txt)
+LISTENING = r"listening on http://127\.0\.0\.1:(\d+)"
 TOKENS = {"tiny": 64, "smol": 24}
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
@@ -59,12 +66,41 @@ SHAPES: dict[str, dict[str, int]] = {
 VOCABULARY = {"tiny": 4096, "smol": inputs.VOCABULARY}
 
 
+def words(kind: str) -> list[str]:
+    """What the model's vocabulary holds beside bytes: letters a to zzzz, as many as there is room for."""
+    letters = string.ascii_lowercase
+    every = ("".join(one) for length in range(1, 5) for one in itertools.product(letters, repeat=length))
+    return list(itertools.islice(every, VOCABULARY[kind] - 4 - 256))
+
+
+def tokenizer_of(kind: str) -> Any:
+    """Byte-level BPE, the kind that GGUF has too; a word and the space before it are one token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    space = "\u0120"  # as byte-level BPE writes it
+    listed = words(kind)
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(space + word for word in listed)]
+    merges = [(space + word[:-1], word[-1]) for word in listed]  # a shorter word comes before those that begin with it
+    tokenizer = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    raw = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    raw.chat_template = TEMPLATE
+    return raw
+
+
 def make_models(folder: Path, kind: str) -> None:
     """A base with random weights, amplified so that it is sure of something, and three adapters of different shapes."""
     import peft
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from preftune.core.recipe import ModelConfig
+    from preftune.modeling.gguf_file import write_gguf
+    from preftune.modeling.load import load_model
 
     torch.manual_seed(0)
     size = VOCABULARY[kind]
@@ -78,14 +114,8 @@ def make_models(folder: Path, kind: str) -> None:
             if parameter.ndim > 1:
                 parameter.mul_(1.0 if "embed" in name else 3.0)
     model.save_pretrained(folder / "base")
-    words = {word: at for at, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *(f"w{at}" for at in range(4, size))])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    raw = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    raw.chat_template = TEMPLATE
-    raw.save_pretrained(folder / "base")
+    tokenizer_of(kind).save_pretrained(folder / "base")
+    write_gguf(load_model(ModelConfig(name=str(folder / "base")), precision="float32"), folder / "base.gguf", "f32")
     targets: list[Any] = ["all-linear", ["q_proj", "v_proj"], ["gate_proj", "up_proj", "down_proj"]]
     for name, modules, rank in zip(NAMES[1:], targets, (16, 8, 32), strict=True):
         adapted = peft.get_peft_model(
@@ -100,11 +130,8 @@ def conversations(kind: str) -> list[tuple[str, str]]:
     """(model, prompt) of every chat: 8 to 39 words, the four models in turn."""
     import random
 
-    draw = random.Random(0)
-    return [
-        (NAMES[at % len(NAMES)], " ".join(f"w{draw.randrange(4, VOCABULARY[kind])}" for _ in range(draw.randrange(8, 40))))
-        for at in range(CHATS)
-    ]
+    draw, known = random.Random(0), words(kind)
+    return [(NAMES[at % len(NAMES)], " ".join(draw.choice(known) for _ in range(draw.randrange(8, 40)))) for at in range(CHATS)]
 
 
 class Asked:
@@ -193,7 +220,7 @@ def first_differences(wanted: list[dict[str, Any]], got: list[dict[str, Any]]) -
     gaps = []
     for answers in zip(wanted, got, strict=True):
         one, other = (answer["logprobs"]["content"] for answer in answers)
-        place = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a["token"] != b["token"]), None)
+        place = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a["bytes"] != b["bytes"]), None)
         if place is not None:
             best = one[place]["top_logprobs"]
             gaps.append(best[0]["logprob"] - best[1]["logprob"])
@@ -201,50 +228,99 @@ def first_differences(wanted: list[dict[str, Any]], got: list[dict[str, Any]]) -
     return {"answers_that_differ": len(gaps), "of_these_close": close, "largest_gap_nats": max(gaps, default=0.0)}
 
 
-def peer(folder: Path, kind: str) -> dict[str, Any]:
-    """The same 32 chats, all of the base, through `transformers serve` with its continuous batching; and ours likewise."""
-    if not PEER.is_file():
-        return {"left_out": "its environment is absent: bench/environments/make.sh serve"}
+def servers(folder: Path) -> tuple[dict[str, tuple[list[str], str, str]], dict[str, str]]:
+    """(command, what it says when it is ready, the base's name there) of every server; and why others are left out."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
+    base, gguf, context = str(folder / "base"), str(folder / "base.gguf"), 512
+    ours = [
+        sys.executable,
+        "-m",
+        "preftune",
+        "serve",
+        "--port",
+        "0",
+        "--slots",
+        "0",
+        "--dtype",
+        "float32",
+        "--model",
+        f"base={base}",
+    ]
+    found, left_out = {"preftune": (ours, LISTENING, "base")}, {}
+    if SERVE.is_file():
+        serve = [str(SERVE), "-c", "from transformers.cli.transformers import main; main()", "serve", "--port", "{port}"]
+        serve += ["--device", "cpu", "--dtype", "float32", "--continuous-batching", "--cb-num-blocks", "128"]
+        found["transformers serve"] = (serve, "Uvicorn running|Application startup complete", base)
+    else:
+        left_out["transformers serve"] = "its environment is absent: bench/environments/make.sh serve"
+    if NATIVE.is_file():
+        llama = [str(NATIVE), "-m", gguf, "--port", "{port}", "--parallel", str(CHATS), "--ctx-size", str(CHATS * context)]
+        found["llama.cpp, built here"] = ([*llama, "--threads", threads], "listening on http", "base")
+    elif LLAMA.is_file():
+        runner = str(measure.BENCH / "environments" / "llama_server.py")
+        llama = [str(LLAMA), runner, gguf, "--parallel", str(CHATS), "--context", str(context), "--threads", threads]
+        found["llama.cpp, wheel"] = (llama, LISTENING, "base")
+    else:
+        left_out["llama.cpp"] = "its environment is absent: bench/environments/make.sh llama"
+    return found, left_out
+
+
+def one_round(folder: Path, kind: str, name: str, server: tuple[list[str], str, str]) -> dict[str, float]:
+    """Tokens a second of one server: 32 chats of the base at once, and the first eight one after another."""
+    command, ready, model = server
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        str(PEER), "serve", "--port", str(port), "--device", "cpu", "--dtype", "float32", "--continuous-batching",
-        "--cb-num-blocks", "128",
-    ]  # fmt: skip
-    chats = [(str(folder / "base"), prompt) for _, prompt in conversations(kind)]
-    with running(command, "Uvicorn running|Application startup complete", folder, {}):
-        asked = Asked(port, kind, is_ours=False)
-        asked.timed(chats[:2], 2)
-        together, tokens, _ = min((asked.timed(chats, CHATS) for _ in range(2)), key=lambda one: one[0])
-        alone, few, _ = asked.timed(chats[:8], 1)
-    return {"kind": kind, "seconds_at_once": together, "tokens": tokens, "tokens_per_second": tokens / together,
-            "tokens_per_second_alone": few / alone}  # fmt: skip
-
-
-def base_alone(folder: Path, kind: str) -> dict[str, Any]:
-    """What the peer is asked, asked of preftune."""
     home = {"PREFTUNE_HOME": str(folder / "home-base"), "PREFTUNE_CACHE": str(folder / "cache"), "PREFTUNE_API_KEY": KEY}
-    command = [sys.executable, "-m", "preftune", "serve", "--port", "0", "--slots", "0", "--dtype", "float32"]
-    chats = [("base", prompt) for _, prompt in conversations(kind)]
-    with running(
-        [*command, "--model", f"base={folder / 'base'}"], r"listening on http://127\.0\.0\.1:(\d+)", folder, home
-    ) as said:
-        asked = Asked(int(said.rpartition(":")[2]), kind)
-        asked.timed(chats[:2], 2)
-        together, tokens, _ = min((asked.timed(chats, CHATS) for _ in range(2)), key=lambda one: one[0])
+    chats = [(model, prompt) for _, prompt in conversations(kind)]
+    with running([word.replace("{port}", str(port)) for word in command], ready, folder, home) as said:
+        if ready == LISTENING:
+            port = int(said.rpartition(":")[2])
+        asked = Asked(port, kind, is_ours=name != "transformers serve")
+        asked.timed(chats[:4], 4)
+        together, tokens, _ = asked.timed(chats, CHATS)
         alone, few, _ = asked.timed(chats[:8], 1)
-    return {"tokens_per_second": tokens / together, "tokens_per_second_alone": few / alone}
+    return {"tokens_per_second": tokens / together, "tokens_per_second_alone": few / alone, "tokens": tokens}
 
 
-def main(words: list[str] | None = None) -> dict[str, Any]:
+def beside_peers(folder: Path, kind: str, rounds: int) -> dict[str, Any]:
+    """Every server in turn, so many times; medians, and how many times as fast preftune is."""
+    found, left_out = servers(folder)
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in found}
+    for _ in range(rounds):
+        for name in list(found):
+            try:
+                taken[name].append(one_round(folder, kind, name, found[name]))
+            except measure.RunFailed as error:
+                if name == "preftune":
+                    raise
+                left_out[name] = f"it failed: {str(error).splitlines()[-1]}"
+                del found[name], taken[name]
+                continue
+            measure.say(f"{kind} {name}: {json.dumps(taken[name][-1])}")
+    rows = {
+        name: {key: statistics.median(one[key] for one in each) for key in each[0]} | {"rounds": each}
+        for name, each in taken.items()
+    }  # fmt: skip
+    for one in rows.values():
+        for key in ("tokens_per_second", "tokens_per_second_alone"):
+            one[f"ours_to_{key}"] = rows["preftune"][key] / one[key]
+    return {"servers": rows, "left_out": left_out}
+
+
+def main(given: list[str] | None = None) -> dict[str, Any]:
     """All figures and the targets."""
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--kinds", nargs="+", default=["tiny", "smol"], choices=["tiny", "smol"])
     made.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     made.add_argument("--no-peer", action="store_true")
+    made.add_argument("--peers-only", action="store_true", help="the servers side by side, without the base with its adapters")
+    made.add_argument("--rounds", type=int, default=3, help="how often every server is measured beside the others")
+    made.add_argument("--tokens", type=int, help="of each answer, in place of 64 (tiny) and 24 (smol)")
     made.add_argument("--folder", type=Path, help="where models are kept between calls")
-    options = made.parse_args(words)
+    options = made.parse_args(given)
+    if options.tokens:
+        TOKENS.update(dict.fromkeys(TOKENS, options.tokens))
     rows, peers = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         for kind in options.kinds:
@@ -252,14 +328,11 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
             if not (folder / "three").is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
                 make_models(folder, kind)
-            for dtype in options.dtypes:
+            for dtype in () if options.peers_only else options.dtypes:
                 rows.append(ours(folder, kind, dtype))
                 measure.say(json.dumps(rows[-1]))
             if not options.no_peer:
-                found = peer(folder, kind)
-                peers[kind] = (
-                    found if "left_out" in found else {"transformers serve": found, "preftune": base_alone(folder, kind)}
-                )
+                peers[kind] = beside_peers(folder, kind, options.rounds)
                 measure.say(json.dumps(peers[kind]))
             for left in folder.glob("home-*"):
                 shutil.rmtree(left)

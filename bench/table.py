@@ -156,18 +156,25 @@ def serving_lines(found: Found) -> list[str]:
         differ = "" if one["dtype"] == "float32" else f"{one['of_these_close']} of {one['answers_that_differ']} within .1 nat"
         speeds = f"{one['tokens_per_second_alone']:.0f}", f"{one['tokens_per_second']:.0f}", f"{one['times']:.1f}"
         lines.append(row(f"{one['kind']} {one['dtype']}", *speeds, f"{one['same_texts']} of {found['chats']}", differ))
-    lines += [
+    return lines + peer_lines(found)
+
+
+def peer_lines(found: Found) -> list[str]:
+    """Servers side by side, all asked for the base."""
+    lines = [
         "",
-        "Beside `transformers serve` (continuous batching, float32), which has no adapters: the same chats, all of the base.",
+        "Beside other servers, in turn, medians; the same chats, all of the base in float32, because the others have no adapters",
+        "over one base in one batch, or not alike. llama.cpp keeps keys and values in float16; its wheel is built without the",
+        "newest instructions of a processor.",
         "",
+        *head("model", "server", "one after another, tokens/s", "all at once, tokens/s", "preftune is, one by one", "at once"),
     ]
-    lines += head("model", "server", "one after another, tokens/s", "all at once, tokens/s")
     for kind, both in found["peers"].items():
-        if "left_out" in both:
-            lines.append(row(kind, f"left out: {both['left_out']}", "", ""))
-            continue
-        for name, one in both.items():
-            lines.append(row(kind, name, f"{one['tokens_per_second_alone']:.0f}", f"{one['tokens_per_second']:.0f}"))
+        for name, one in both["servers"].items():
+            speeds = f"{one['tokens_per_second_alone']:.0f}", f"{one['tokens_per_second']:.0f}"
+            ratios = (f"{one[f'ours_to_{key}']:.2f} x" for key in ("tokens_per_second_alone", "tokens_per_second"))
+            lines.append(row(kind, name, *speeds, *(ratios if name != "preftune" else ("", ""))))
+        lines += [row(kind, name, f"left out: {why}", "", "", "") for name, why in both["left_out"].items()]
     return lines
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
@@ -156,10 +156,12 @@ class UpstreamEngine:
                 if ask.is_streamed:
                     async for row in _rows(answer):
                         for event in chunk_events(row, is_chat=is_chat):
-                            yield event
+                            yield as_asked(event, ask)
                 else:
-                    for event in whole_events(json.loads(await answer.aread()), is_chat=is_chat):
-                        yield event
+                    row = json.loads(await answer.aread())
+                    check_echo(ask, row)
+                    for event in whole_events(row, is_chat=is_chat):
+                        yield as_asked(event, ask)
         except httpx2.HTTPError as error:
             raise self._gone(error) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -197,11 +199,11 @@ def body_of(ask: Ask, model: str) -> dict[str, Any]:
         if ask.tools:
             body["tools"] = ask.tools
         if ask.logprobs is not None:
-            body |= {"logprobs": True, "top_logprobs": ask.logprobs}
+            body |= {"logprobs": True, "top_logprobs": max(1, ask.logprobs)}  # llama.cpp takes 0 for none at all
     else:
         body["prompt"] = ask.ids if ask.text is None else ask.text
         if ask.logprobs is not None:
-            body["logprobs"] = ask.logprobs
+            body["logprobs"] = max(1, ask.logprobs)
     if ask.is_streamed:
         body["stream_options"] = {"include_usage": True}
     wanted: dict[str, tuple[Any, Any]] = {
@@ -270,6 +272,19 @@ def chunk_events(row: dict[str, Any], *, is_chat: bool) -> list[EngineEvent]:
     return events
 
 
+def as_asked(event: EngineEvent, ask: Ask) -> EngineEvent:
+    """The event without the best token of each place, where none was asked for beside the one that stands there."""
+    if ask.logprobs == 0 and not isinstance(event, Usage):
+        return replace(event, logprobs=[replace(one, top=[]) for one in event.logprobs])
+    return event
+
+
+def check_echo(ask: Ask, row: dict[str, Any]) -> None:
+    """EngineError where the prompt was to be repeated and is not: llama.cpp leaves ``echo`` unread."""
+    if ask.echo and ask.text and not all(choice["text"].startswith(ask.text) for choice in row["choices"]):
+        raise EngineError("bad_request", "the upstream server does not repeat prompts; ask without echo", param="echo")
+
+
 def whole_events(row: dict[str, Any], *, is_chat: bool) -> list[EngineEvent]:
     """The events of an answer that is not streamed."""
     events: list[EngineEvent] = []
@@ -291,7 +306,7 @@ def _reason(given: Any) -> Literal["stop", "length"]:
 def _logprobs(given: Any, *, is_chat: bool) -> list[TokenLogprob]:
     if not given:
         return []
-    if is_chat:
+    if is_chat or "content" in given:  # llama.cpp tells those of completions as it does those of turns
         return [
             TokenLogprob(
                 one["token"], one["logprob"], one.get("bytes") or list(one["token"].encode()), 0,
