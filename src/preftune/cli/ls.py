@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from preftune.cli.installation import typed_server
 from preftune.cli.output import print_json
 
 STORED = ("jobs", "models", "files")
@@ -36,6 +37,8 @@ def command(kind: str, output: Path, is_json: bool) -> int:
     """List runs (the default), jobs, models or files of an installation, losses, formats, sources, judges or preset recipes."""
     if kind in STORED:
         return _list_stored(kind, is_json)
+    if kind == "runs" and typed_server():
+        raise click.UsageError("runs are folders of this machine; of a server, name jobs, models or files")
     from preftune.app.show import list_kind
 
     rows = list_kind(kind, output)

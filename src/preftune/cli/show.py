@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from preftune.cli.installation import server
+from preftune.cli.installation import server, typed_server
 from preftune.cli.output import print_json, print_result
 
 EPILOG = """\b
@@ -37,6 +37,8 @@ def command(run: str, output: Path, suspects: bool, top: int, is_json: bool) -> 
         else:
             click.echo("\n".join(job_lines(job)))
         return 0
+    if suspects and typed_server():
+        raise click.UsageError("suspects are found in a run's folder, on the machine that trained it; leave --server out there")
     if suspects:
         from preftune.app.suspects import find_suspects
 

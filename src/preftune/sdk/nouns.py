@@ -228,9 +228,9 @@ class Feedback:
             completion_id: ``Answer.id``. choice: its number where several were asked for. better_than: the other one's id, or a
                 ``Better`` that names its choice, a tie or a strength. edit: what the answer should have been.
         """
-        better = served.Better(over=better_than) if isinstance(better_than, str) else better_than
-        body = served.Feedback(completion_id=completion_id, choice=choice, rating=rating, preference=better, edit=edit)
-        return calls.post(at("feedback"), served.FeedbackKept, body.model_dump(exclude_none=True))
+        better = {"over": better_than} if isinstance(better_than, str) else better_than and better_than.model_dump()
+        body = {"completion_id": completion_id, "choice": choice, "rating": rating, "preference": better, "edit": edit}
+        return calls.post(at("feedback"), served.FeedbackKept, body)  # the server says what is out of range
 
 
 class Splits:

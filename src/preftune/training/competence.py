@@ -132,7 +132,10 @@ def check_competence(config: StageConfig, measured: Competence) -> list[Finding]
             f"stage {config.name}: the model gives chosen completions {measured.nll:.2f} nats a token, "
             f"no better than their token frequencies do ({measured.entropy:.2f})"
         )
-        way_out = "train an sft stage on such completions first, check model and chat template, or go on with --no-probe"
+        way_out = (
+            "train an sft stage on such completions first, check model and chat template, or go on with "
+            "--no-probe (a server: PREFTUNE_PROBE=off where its worker runs)"
+        )
         findings.append(Finding("warning" if config.method == "sft" else "blocker", "cannot_do_the_task", fact, way_out))
     if config.method not in FROM_BASE and 2 * measured.num_ended < measured.num_answers:
         fact = (

@@ -2,10 +2,15 @@
 
 import hashlib
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from preftune.app import gc_jobs
+from preftune.app.context import Context
+from preftune.app.jobs import files
+from preftune.app.jobs.platform import Platform
 from preftune.core.errors import InputError
 from preftune.store.artifacts import Artifacts, TooLarge
 
@@ -92,3 +97,27 @@ def test_a_local_copy_is_the_same_bytes(artifacts, tmp_path):
 def test_a_url_that_nothing_knows_is_one_line():
     with pytest.raises(InputError, match="nonsense"):
         Artifacts("nonsense://x")
+
+
+def test_everything_that_is_kept_is_listed(artifacts):
+    artifacts.put("files/a.jsonl", [b"12"])
+    artifacts.put("exports/m/merged.tar.gz", [b"123", b"4"])
+    entries = list(artifacts.entries())
+    assert [(one.key, one.bytes) for one in entries] == [("exports/m/merged.tar.gz", 4), ("files/a.jsonl", 2)]
+    assert all(abs(one.modified - time.time()) < 600 for one in entries)
+    artifacts.delete("files/a.jsonl")
+    assert [one.key for one in artifacts.entries()] == ["exports/m/merged.tar.gz"]
+
+
+def test_gc_finds_what_no_record_names(artifacts, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(gc_jobs, "DAY", -600.0)  # an object store's times cannot be set
+    platform = Platform(store, artifacts, tmp_path, Context(tmp_path / "cache", tmp_path))
+    project = platform.project("default").id
+    named = files.receive(platform, project, "pairs.jsonl", "fine-tune", [b'{"prompt": "a"}\n'])
+    artifacts.put("files/stray.jsonl", [b"123"])
+    kept = []
+    assert [(one.place, one.num_bytes) for one in gc_jobs.forgotten_artifacts(platform, kept)] == [("files/stray.jsonl", 3)]
+    assert not kept
+    files.delete(platform, named)
+    assert not list(gc_jobs.forgotten_artifacts(platform, kept))
+    assert "is it the right one?" in kept[0]

@@ -78,6 +78,8 @@ def test_what_no_server_does_says_what_to_do(run):
         said = run(verb, code=2)
         assert f"{verb} works on this machine; " in said
         assert INSTEAD[verb] in said
+    assert "name jobs, models or files" in run("ls", code=2)
+    assert "leave --server out" in run("show", "x", "--suspects", code=2)
     assert not set(INSTEAD) & set(REMOTE)
     assert set(INSTEAD) | set(REMOTE) <= set(VERBS)
 

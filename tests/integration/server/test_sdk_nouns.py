@@ -7,7 +7,7 @@ import time
 import pytest
 
 from preftune.modeling.load import model_path
-from preftune.sdk import AskedModel, AsyncClient, Better, Client, JobFailed, NotFound, PermissionDenied, WaitTimedOut
+from preftune.sdk import AskedModel, AsyncClient, BadRequest, Better, Client, JobFailed, NotFound, PermissionDenied, WaitTimedOut
 from preftune.sdk.errors import AuthenticationFailed
 
 STEPS = {"max_steps": 2, "pairs_per_step": 4, "checkpoints": 0, "probe": "off"}
@@ -35,6 +35,8 @@ def test_feedback_becomes_rows(client):
     assert [(row["first"], row["second"]) for row in rows] == [(texts[1], texts[0]), ("A fox slept.", texts[0])]
     assert rows[0]["strength"] == 2
     assert [row["label"] for row in client.feedback.rows("ratings")] == [True]
+    with pytest.raises(BadRequest, match="rating"):
+        client.feedback.give(answer.id, rating=3)
     with pytest.raises(NotFound):
         client.feedback.give("chatcmpl-nobody", rating=1.0)
 
