@@ -38,6 +38,7 @@ VERBS = {
     "export": "Write a trained model for other programs, and prove that it is the same.",
     "serve": "Serve the API, with a worker.",
     "worker": "Run queued jobs.",
+    "alias": "Movable names of models, such as production: list, set, history.",
     "keys": "API keys of an installation: make, list, revoke.",
     "backup": "Write the whole state of a server to one file.",
     "restore": "Bring a server back from a backup.",
@@ -55,7 +56,7 @@ VERBS = {
 
 
 REMOTE = (
-    "train", "compare", "check", "chat", "export", "ls", "show", "logs", "cancel", "pause", "resume", "keys",
+    "train", "compare", "check", "chat", "export", "ls", "show", "logs", "cancel", "pause", "resume", "alias", "keys",
 )  # fmt: skip  # verbs that a server elsewhere can do
 _ITS_MACHINE = "it is the operator's: run it on the server's own machine, without --server"
 INSTEAD = {

@@ -73,6 +73,15 @@ def test_keys_of_the_server(run, served):
     assert served.ask("/api/v1/me", key=made["value"])[0] == 401
 
 
+def test_an_alias_of_the_server(run, served):
+    assert run("alias", "set", "remote-best", "starter", "--reason", "tried") == "remote-best  starter\n"
+    assert served.ask("/api/v1/aliases/remote-best")[1]["model_name"] == "starter"
+    assert "remote-best" in run("alias", "list")
+    assert "(tried)" in run("alias", "history", "remote-best")
+    run("alias", "delete", "remote-best")
+    assert "remote-best" not in run("alias", "list", "--json")
+
+
 def test_what_no_server_does_says_what_to_do(run):
     for verb in ("doctor", "eval"):
         said = run(verb, code=2)
