@@ -92,7 +92,7 @@ class Client:
             self._connection.close()
             self._counts[f"no answer: {type(error).__name__}"] += 1
             return {}, time.perf_counter() - began
-        if answer.status == 400 and path.endswith("/cancel") and b"wrong_state" in text:
+        if answer.status in {400, 409} and path.endswith("/cancel") and b"wrong_state" in text:
             self._counts["ended before it was cancelled"] += 1
             return {}, time.perf_counter() - began
         name = (

@@ -31,9 +31,12 @@ def build_sinks(recipe: Recipe) -> dict[str, Sink]:
 
 
 def check_tracking(recipe: Recipe) -> list[Finding]:
-    """Blockers: a sink that the recipe asks for and that cannot work on this machine."""
+    """A sink that the recipe asks for and that cannot work on this machine: a blocker, or a warning where it is not required."""
+    required = {one.name for one in recipe.tracking if one.required}
     return [
         Finding("blocker", "missing_dependency", f"tracking: {name}: {what}", way_out)
+        if name in required
+        else Finding("warning", "tracking_unavailable", f"tracking: {name} is told nothing: {what}", way_out)
         for name, what, way_out in missing_of(build_sinks(recipe))
     ]
 
@@ -42,8 +45,12 @@ def check_tracking(recipe: Recipe) -> list[Finding]:
 def tracked(
     recipe: Recipe, run: RunFolder, stages: Sequence[StageData], tell: EventSink, close_seconds: float = CLOSE_SECONDS
 ) -> Iterator[EventSink]:
-    """``tell`` and, behind it, every sink of the recipe; they are closed with what became of the run."""
-    chosen = build_sinks(recipe)
+    """``tell`` and, behind it, every sink of the recipe; they are closed with what became of the run.
+
+    One that is not required and cannot work here is left out: ``check_tracking`` said so.
+    """
+    required = {one.name for one in recipe.tracking if one.required}
+    chosen = {name: sink for name, sink in build_sinks(recipe).items() if name in required or not sink.missing()}
     if not chosen:
         yield tell
         return

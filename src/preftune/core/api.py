@@ -151,12 +151,30 @@ class JobDetail(Job):
     recipe: dict[str, Any]
 
 
+class WandbReport(BaseModel):
+    """The W&B run that a job reports to.
+
+    api_key: kept encrypted, never shown, given to the training process alone; without one the server's own WANDB_API_KEY is used,
+    if it has one. base_url: of another W&B server; it needs an api_key.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    project: Annotated[str, Field(min_length=1, max_length=128)] = "preftune"
+    entity: Annotated[str, Field(max_length=128)] = ""
+    name: Annotated[str, Field(max_length=128)] = ""
+    tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=64)] = []
+    api_key: Annotated[str, Field(max_length=512)] = ""
+    base_url: Annotated[str, Field(max_length=2000)] = ""
+
+
 class NewJob(BaseModel):
     """A training job: a ``recipe`` (as for `preftune train`, with ids of files and names of models in the place of paths), or
     the simple fields.
 
     method: a loss (`preftune ls losses`); loss: its options; options: any other key of a recipe's stage. model may be left out
-    with ``from_checkpoint`` (a job, ``JOB:STEP`` or a model). suffix: part of the new model's name. priority: higher goes first.
+    with ``from_checkpoint`` (a job, ``JOB:STEP`` or a model). suffix: part of the new model's name. priority: higher goes
+    first. wandb: where it reports to.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -175,6 +193,7 @@ class NewJob(BaseModel):
         dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
     ] = {}
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    wandb: WandbReport | None = None
 
 
 class Retry(BaseModel):

@@ -36,6 +36,11 @@ FINDINGS: Mapping[str, FindingKind] = {
     "missing_dependency": FindingKind(
         "blocker", "the model needs a package that is not installed", "install the package that is named"
     ),
+    "tracking_unavailable": FindingKind(
+        "warning",
+        "a sink with `required: false`, as in a server's jobs, lacks its package or its key; it is told nothing",
+        "install the package or give the key that is named",
+    ),
     "quantised_weights": FindingKind(
         "blocker",
         "the weights are quantised and the stage trains all of them, or the scheme is not one that can be trained on",

@@ -14,11 +14,14 @@ from preftune.core.section import Section
 class TrackingConfig(Section):
     """A sink that the run tells: TensorBoard, MLflow, W&B, trackio, or one of a third party.
 
-    name: of the sink. options: its own, see docs/tracking.md. Written short: ``tracking: [tensorboard, {mlflow: {uri: ...}}]``.
+    name: of the sink. options: its own, see docs/tracking.md. required: whether a run is refused where the sink's package or key
+    is missing; else that is a warning and the run goes on without it. Written short: ``tracking: [tensorboard, {mlflow: {uri:
+    ...}}]``.
     """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+    required: bool = True
 
 
 def write_tracking(given: Any) -> Any:

@@ -42,7 +42,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """409: something else is there already."""
+    """409: something else is there already, or the job's state does not allow it (code ``wrong_state``)."""
 
 
 class TooLarge(ApiError):

@@ -22,6 +22,7 @@ TYPES = {
     405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 429: "rate_limit_error",
     503: "unavailable_error",
 }  # fmt: skip
+NATIVE = "/api/v1"
 
 
 class ApiError(PreftuneError):
@@ -66,11 +67,12 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(PreftuneError)
     def _ours(request: Request, error: PreftuneError) -> JSONResponse:
-        del request
         if isinstance(error, StoreUnavailable):
             log.warning("%s", error)
             return _answer(503, "the database does not answer; try again", code="store_unavailable", headers={"Retry-After": "2"})
         status = 409 if isinstance(error, Conflict) else 413 if isinstance(error, TooLarge) else 400
+        if isinstance(error, WrongState) and request.url.path.startswith(NATIVE):
+            status = 409  # the vendors' dialects say 400, as their vendors do
         known = (UsageError, InputError, WrongState, Conflict, TooLarge)
         code = "wrong_state" if isinstance(error, WrongState) else None
         final = {"x-should-retry": "false"} if status == 409 else {}

@@ -11,8 +11,6 @@ from preftune.server.lookup import every
 from preftune.server.recipes import base_lr
 from preftune.store.records import Event, Job, ModelVersion
 
-NO_WANDB = "Weights & Biases is not reported to: metrics are events of the job; a key that was sent was not kept"
-
 
 def stage_of(job: Job) -> dict[str, Any]:
     """The first stage of a job that trains, as its recipe has it."""

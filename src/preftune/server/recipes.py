@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from preftune.app.jobs import states
+from preftune.app.jobs import reporting, states
 from preftune.app.jobs.models import find_model, start_of
 from preftune.app.jobs.platform import Platform, event
 from preftune.app.recipes import check_recipe
@@ -33,7 +33,7 @@ class Wanted:
 
     model: a name, or empty with ``from_checkpoint``. stage, data: keys of the recipe's stage and of its data. extra: the
     caller's own keys, which go before. validation: a file's id, or None. warnings: what the caller should know; they become
-    events of the job.
+    events of the job. report: where it reports to, or None.
     """
 
     dialect: str
@@ -50,6 +50,7 @@ class Wanted:
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency: str | None = None
     warnings: list[str] = field(default_factory=list)
+    report: reporting.Report | None = None
 
 
 def create(platform: Platform, caller: Caller, wanted: Wanted) -> Job:
@@ -60,13 +61,22 @@ def create(platform: Platform, caller: Caller, wanted: Wanted) -> Job:
         UsageError: a file that cannot be used, or an idempotency key of another request.
     """
     caller.must_be("developer")
-    return submit(platform, caller, job_of(platform, caller.project, wanted), wanted.warnings)
+    return submit(platform, caller, job_of(platform, caller.project, wanted), wanted.warnings, wanted.report)
 
 
-def submit(platform: Platform, caller: Caller, job: Job, warnings: Sequence[str]) -> Job:
+def submit(platform: Platform, caller: Caller, job: Job, warnings: Sequence[str], report: reporting.Report | None = None) -> Job:
     """Keep a checked job, or give the one of before where its idempotency key is known."""
-    kept = states.submit(platform, job)
-    if kept.id == job.id:
+    if report is not None:
+        job, lacking = reporting.attach(platform, job, report)
+        warnings = [*warnings, *lacking]
+    try:
+        kept = states.submit(platform, job)
+    except BaseException:
+        reporting.forget(platform, job)
+        raise
+    if kept.id != job.id:
+        reporting.forget(platform, job)
+    else:
         for text in warnings:
             platform.store.insert(event(job.id, job.project, "warning", text, level="warn"))
         audit(platform, caller, "job.create", job.id)

@@ -174,11 +174,24 @@ def test_what_may_be_done_to_a_job(client, platform, file_id):
     assert client.post(f"jobs/{job_id}/priority", json={"priority": 7}).json()["priority"] == 7
     assert client.post(f"jobs/{job_id}/pause").json()["status"] == "paused"
     assert client.post(f"jobs/{job_id}/resume").json()["status"] == "validating"
-    assert client.delete(f"jobs/{job_id}").json()["error"]["code"] == "wrong_state"
+    refused = client.delete(f"jobs/{job_id}")
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (409, "false")
+    assert (refused.json()["error"]["code"], refused.json()["error"]["type"]) == ("wrong_state", "conflict_error")
     assert client.post(f"jobs/{job_id}/cancel").json()["status"] == "cancelled"
+    for action in ("cancel", "pause", "resume"):
+        assert client.post(f"jobs/{job_id}/{action}").status_code == 409
+    # each vendor's own dialect keeps its vendor's 400
+    for path in (
+        f"/v1/fine_tuning/jobs/{job_id}/cancel",
+        f"/v1/fine-tunes/{job_id}/cancel",
+        f"/v1/flow/fine-tunes/{job_id}/cancel",
+    ):
+        answer = client.post(f"http://localhost{path}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "wrong_state")
     assert "nothing to cancel" in message(client.post(f"jobs/{job_id}/cancel"))
     assert "no longer waits" in message(client.post(f"jobs/{job_id}/priority", json={"priority": 1}))
     assert client.post(f"jobs/{job_id}/retry", json={"reason": "try\r\nagain"}).json()["status"] == "validating"
+    assert client.post(f"jobs/{job_id}/retry", json={"reason": "it waits already"}).status_code == 409
     said = [one["message"] for one in client.get(f"jobs/{job_id}/events", params={"order": "asc"}).json()["data"]]
     assert said[0] == "the job was created"
     assert said[-1] == "the job was queued again: try again"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from preftune.app.jobs import reporting
 from preftune.app.jobs.platform import Platform, event
 from preftune.core.errors import PreftuneError, UsageError
 from preftune.store.base import Conflict, Query
@@ -110,6 +111,7 @@ def delete(platform: Platform, job: Job) -> None:
     """Take an ended job out of every list; its models stay."""
     if _become(platform, job, {"deleted_at": now()}, ENDED, []) is None:
         raise WrongState(f"job {job.id} is {_status(platform, job)}; cancel it before it is deleted")
+    reporting.forget(platform, job)
 
 
 def _become(platform: Platform, job: Job, changes: Mapping[str, Any], before: tuple[str, ...], events: list[Any]) -> Job | None:

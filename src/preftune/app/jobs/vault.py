@@ -43,7 +43,7 @@ def read(platform: Platform, secret_id: str, project: str) -> str:
         SecretUnreadable: it is gone, or was kept under another key.
     """
     secret = platform.store.get(Secret, secret_id, project)
-    if secret is None:
+    if secret is None or not secret.ciphertext:
         raise SecretUnreadable(f"there is no secret {secret_id!r}; give the key again")
     try:
         return _box(platform).decrypt(secret.ciphertext.encode()).decode()
@@ -51,6 +51,12 @@ def read(platform: Platform, secret_id: str, project: str) -> str:
         raise SecretUnreadable(
             f"secret {secret.name!r} was kept under another key: set {VARIABLE}, bring {KEY_FILE} back, or give the secret again"
         ) from None
+
+
+def forget(platform: Platform, project: str, name: str) -> None:
+    """Let go of a secret's value; its name stays, so that a read says that the value is gone."""
+    for found in platform.store.page(Secret, Query(project, {"name": name}, limit=1)).items:
+        platform.store.change(Secret, found.id, {"ciphertext": ""})
 
 
 def _box(platform: Platform) -> Fernet:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.app.grading import run as grading
-from preftune.app.jobs import child, evaluations, exports, files, states
+from preftune.app.jobs import child, evaluations, exports, files, reporting, states
 from preftune.app.jobs.exports import export_task, keep_archive
 from preftune.app.jobs.follow import follow, run_record
 from preftune.app.jobs.models import register_models, resolve
@@ -153,10 +153,14 @@ class Worker:
             process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, and a folder that we named
                 [sys.executable, "-m", "preftune.app.jobs.child", str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, **evaluations.environment_of(self.platform, job)},
+                env={**os.environ, **self._environment(job)},
             )  # fmt: skip
         said = event(job.id, job.project, "started", f"attempt {job.attempt} began on {self.name}", attempt=job.attempt)
         self._running[job.id] = Running(self.platform.store.write_as_worker(job, {}, [said]), process, time.monotonic())
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        """Users' keys that the process of a job is given, beside the worker's own environment."""
+        return {**evaluations.environment_of(self.platform, job), **reporting.environment_of(self.platform, job)}
 
     def _task(self, job: Job) -> dict[str, Any]:
         cache = self.platform.context.cache
@@ -259,6 +263,7 @@ class Worker:
         self._end(
             job, {"status": "succeeded", "result": result, "finished_at": now()}, "succeeded", f"model {models[-1].name} is ready"
         )
+        reporting.forget(self.platform, job)
 
     def _fail(self, job: Job, error: dict[str, Any]) -> None:
         if job.work == "validate":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 
 from preftune.app.jobs import states
+from preftune.app.jobs.reporting import Report
 from preftune.core import api
 from preftune.server.lookup import native_job, platform_of
 from preftune.server.native import shown
@@ -18,6 +19,12 @@ from preftune.server.security import CallerOf, audit
 from preftune.store.records import Job, now
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+WRONG_STATE: dict[int | str, dict[str, Any]] = {
+    409: {
+        "model": api.ErrorBody,
+        "description": "The job is not in a state that allows it (code `wrong_state`); nothing was done.",
+    }
+}
 SHOWN = ("train", "evaluate")  # validations and exports are steps of other requests
 Idempotency = Annotated[
     str | None,
@@ -31,7 +38,11 @@ def create_job(request: Request, caller: CallerOf, body: api.NewJob, idempotency
     caller.must_be("developer")
     platform = platform_of(request)
     job = job_wanted(platform, caller.project, body, idempotency_key)
-    return shown.job_detail(submit(platform, caller, job, []))
+    wandb = body.wandb
+    report = None
+    if wandb is not None:
+        report = Report(wandb.project, wandb.entity, wandb.name, tuple(wandb.tags), wandb.api_key, wandb.base_url)
+    return shown.job_detail(submit(platform, caller, job, [], report))
 
 
 @router.get("")
@@ -54,7 +65,7 @@ def get_job(request: Request, caller: CallerOf, job_id: str) -> api.JobDetail:
     return shown.job_detail(native_job(request, caller, job_id))
 
 
-@router.post("/{job_id}/retry")
+@router.post("/{job_id}/retry", responses=WRONG_STATE)
 def retry_job(request: Request, caller: CallerOf, job_id: str, body: api.Retry) -> api.JobDetail:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     caller.must_be("developer")
@@ -64,7 +75,7 @@ def retry_job(request: Request, caller: CallerOf, job_id: str, body: api.Retry) 
     return shown.job_detail(job)
 
 
-@router.post("/{job_id}/priority")
+@router.post("/{job_id}/priority", responses=WRONG_STATE)
 def set_priority(request: Request, caller: CallerOf, job_id: str, body: api.Priority) -> api.JobDetail:
     """Let a waiting job go before others, or behind them."""
     caller.must_be("developer")
@@ -78,7 +89,7 @@ def set_priority(request: Request, caller: CallerOf, job_id: str, body: api.Prio
     return shown.job_detail(changed)
 
 
-@router.post("/{job_id}/{action}")
+@router.post("/{job_id}/{action}", responses=WRONG_STATE)
 def act(request: Request, caller: CallerOf, job_id: str, action: Literal["cancel", "pause", "resume"]) -> api.JobDetail:
     """Cancel, pause or resume a job; a running one checkpoints first."""
     caller.must_be("developer")
@@ -88,7 +99,7 @@ def act(request: Request, caller: CallerOf, job_id: str, action: Literal["cancel
     return shown.job_detail(job)
 
 
-@router.delete("/{job_id}")
+@router.delete("/{job_id}", responses=WRONG_STATE)
 def delete_job(request: Request, caller: CallerOf, job_id: str) -> api.Deleted:
     """Take an ended job out of every list; its models stay."""
     caller.must_be("developer")

@@ -48,7 +48,7 @@ def job_wanted(platform: Platform, project: str, body: NewJob, idempotency: str 
 
 def _given(body: NewJob) -> dict[str, Any]:
     """The recipe that was given, or the one that the simple fields mean."""
-    simple = body.model_dump(exclude_unset=True, exclude={"recipe", "suffix", "metadata", "priority"})
+    simple = body.model_dump(exclude_unset=True, exclude={"recipe", "suffix", "metadata", "priority", "wandb"})
     if body.recipe is not None:
         if simple:
             raise ApiError(400, f"{next(iter(simple))} belongs into recipe when recipe is given", param=next(iter(simple)))

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from preftune.app.jobs import states
+from preftune.app.jobs.reporting import Report
 from preftune.server.errors import ApiError
-from preftune.server.job_views import NO_WANDB, beta_of, is_sft, lr_of, num_tokens, seconds_left, stage_of, total_steps
+from preftune.server.job_views import beta_of, is_sft, lr_of, num_tokens, seconds_left, stage_of, total_steps
 from preftune.server.lookup import platform_of, training_job
 from preftune.server.recipes import NAME, Wanted, base_lr, check_beta, create
 from preftune.server.security import CallerOf, audit
@@ -105,9 +106,18 @@ def create_job(request: Request, caller: CallerOf, body: JobRequest) -> dict[str
     )  # fmt: skip
     if isinstance(hyper.beta, float):
         wanted.warnings += check_beta(hyper.beta, name, "beta")
-    if body.integrations:
-        wanted.warnings.append(NO_WANDB)
+    wanted.report = _report(body.integrations)
     return job_object(create(platform_of(request), caller, wanted))
+
+
+def _report(integrations: list[Integration] | None) -> Report | None:
+    """Where the job reports to. A body has no key: OpenAI connects an organisation once, here the server's WANDB_API_KEY does."""
+    if not integrations:
+        return None
+    if len(integrations) > 1:
+        raise ApiError(400, "a job reports to one W&B project; send one integration", param="integrations")
+    one = integrations[0].wandb
+    return Report(one.project, one.entity or "", one.name or "", tuple(one.tags or ()))
 
 
 def _stage(method: str, hyper: Hyperparameters, extra: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from preftune.app.jobs.models import start_of
 from preftune.app.jobs.platform import Platform
+from preftune.app.jobs.reporting import PROJECT, Report
 from preftune.server.errors import ApiError
-from preftune.server.job_views import NO_WANDB
 from preftune.server.recipes import NAME, Wanted, check_beta
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -88,7 +88,11 @@ class JobRequest(Body):
     early_stopping_min_delta: Some | None = None
     early_stopping_warmup_evals: Annotated[int, Field(ge=0)] | None = None
     wandb_key: str | None = None
+    wandb_api_key: str | None = None
+    wandb_base_url: str | None = None
     wandb_project_name: str | None = None
+    wandb_name: str | None = None
+    wandb_entity: str | None = None
     from_hf_model: str | None = None
     hf_output_repo_name: str | None = None
     multimodal_params: dict[str, Any] | None = None
@@ -116,7 +120,7 @@ def wanted_of(platform: Platform, project: str, body: JobRequest, idempotency: s
         stage |= {"early_stopping": rule, "keep": "best"}
         if not body.n_evals:
             raise ApiError(400, "early stopping needs n_evals, evaluations to decide by", param="n_evals")
-    warnings = [NO_WANDB] if body.wandb_key or body.wandb_project_name else []
+    warnings: list[str] = []
     beta = body.training_method.dpo_beta
     if method == "dpo" and beta is not None and not body.training_method.simpo_gamma:
         warnings += check_beta(beta, method, "dpo_beta")
@@ -124,7 +128,18 @@ def wanted_of(platform: Platform, project: str, body: JobRequest, idempotency: s
         "together", body.model or "", (body.training_file,), body.model_dump(exclude_none=True), stage,
         {} if body.max_seq_length is None else {"max_length": body.max_seq_length}, body.preftune, body.validation_file or None,
         body.suffix or "", body.random_seed or 0, start, idempotency=idempotency, warnings=warnings,
+        report=_report(body),
     )  # fmt: skip
+
+
+def _report(body: JobRequest) -> Report | None:
+    """Where the job reports to: nowhere, without a key and a project. (The SDK's ``wandb_api_key`` is sent as ``wandb_key``.)"""
+    key = body.wandb_key or body.wandb_api_key or ""
+    if not key and not body.wandb_project_name and not body.wandb_base_url:
+        return None
+    return Report(
+        body.wandb_project_name or PROJECT, body.wandb_entity or "", body.wandb_name or "", (), key, body.wandb_base_url or ""
+    )
 
 
 def _refuse(body: JobRequest) -> None:
