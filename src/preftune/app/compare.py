@@ -23,19 +23,22 @@ def compare(
     first: str,
     second: str,
     *,
-    judge: str,
+    judge: str | Mapping[str, Any],
     prompts: str | None = None,
     overrides: Sequence[str] = (),
     output: Path = Path("runs"),
     sink: EventSink = ignore,
+    labels: tuple[str, str] | None = None,
 ) -> EvaluationResult:
     """How often the first wins over the second, with the same figures and report as an evaluation.
 
     Parameters
         first, second: a run, ``RUN@STEP``, a folder, a hub id or ``starter``; or a file of completions with prompts, whatever
             model wrote them.
-        judge: a judge file, or ``llm:MODEL@URL``. prompts: a file; where both sides are files, those that the first answers.
+        judge: a judge file, ``llm:MODEL@URL``, or a mapping. prompts: a file; where both sides are files, those that the first
+            answers.
         overrides: keys of the evaluation section, such as ``limit=100`` or ``decoding.temperature=0``.
+        labels: what the sides are called in the report; their last names where it is None.
 
     Raises
         UsageError: no such model, or no prompts.
@@ -62,8 +65,8 @@ def compare(
         folder=next_folder(output, "comparison"),
         run=None,
         written={role: _completions(path) for role, path in files.items()},
-        policy_label=_label(first),
-        baseline_label=_label(second),
+        policy_label=labels[0] if labels else _label(first),
+        baseline_label=labels[1] if labels else _label(second),
     )
     return hold(contest, sink, Context.from_environment())
 

@@ -12,6 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from preftune.app.grading.asking import Asked, LocalModel, Sampling, Turns, Written, model_of
+from preftune.app.grading.contests import REPORT, ROWS, run_contest
 from preftune.app.grading.graders import NEED_A_MODEL, Graded, grade
 from preftune.app.grading.templates import fill, render
 from preftune.core.errors import InputError
@@ -20,7 +21,6 @@ from preftune.core.records import Message
 from preftune.judging.base import Candidate
 from preftune.judging.llm_prompt import question
 
-ROWS, REPORT = "rows.jsonl", "report.json"
 MAX_ROWS = 100_000
 LETTERS = ("A", "B", "TIE")
 
@@ -31,6 +31,9 @@ def run(task: Mapping[str, Any], folder: Path) -> None:
     Raises
         InputError: the file holds no rows, or a row lacks a column that the evaluation names.
     """
+    if task["kind"] == "contest":
+        run_contest(task, folder)
+        return
     rows = list(_rows(Path(task["path"])))
     kinds = {"compare": _compare, "score": _score, "classify": _classify, "graders": _graders}
     lines, report = kinds[task["kind"]](task, rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.app.grading.asking import TOKEN_VARIABLE
-from preftune.app.jobs import states, vault
+from preftune.app.jobs import contests, states, vault
 from preftune.app.jobs.models import find_model
 from preftune.app.jobs.platform import Platform
 from preftune.core.errors import UsageError
@@ -56,6 +56,8 @@ def evaluation_task(platform: Platform, job: Job) -> dict[str, Any]:
     Raises
         UsageError: a model or the file was deleted.
     """
+    if job.recipe["kind"] == contests.KIND:
+        return contests.contest_task(platform, job)
     file = platform.store.get(File, job.files[0], job.project)
     if file is None:
         raise UsageError(f"file {job.files[0]!r} was deleted")
