@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.app.grading import run as grading
+from preftune.app.grading import contests as grading
 from preftune.app.jobs import child, evaluations, exports, files, reporting, states
 from preftune.app.jobs.exports import export_task, keep_archive
 from preftune.app.jobs.follow import follow, run_record
