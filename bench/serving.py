@@ -265,8 +265,8 @@ def servers(folder: Path) -> tuple[dict[str, tuple[list[str], str, str]], dict[s
     return found, left_out
 
 
-def one_round(folder: Path, kind: str, name: str, server: tuple[list[str], str, str]) -> dict[str, float]:
-    """Tokens a second of one server: 32 chats of the base at once, and the first eight one after another."""
+def one_round(folder: Path, kind: str, name: str, server: tuple[list[str], str, str]) -> tuple[dict[str, float], list[str]]:
+    """Tokens a second of one server: 32 chats of the base at once, and the first eight one after another; the 32 texts."""
     command, ready, model = server
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -278,26 +278,31 @@ def one_round(folder: Path, kind: str, name: str, server: tuple[list[str], str, 
             port = int(said.rpartition(":")[2])
         asked = Asked(port, kind, is_ours=name != "transformers serve")
         asked.timed(chats[:4], 4)
-        together, tokens, _ = asked.timed(chats, CHATS)
+        together, tokens, got = asked.timed(chats, CHATS)
         alone, few, _ = asked.timed(chats[:8], 1)
-    return {"tokens_per_second": tokens / together, "tokens_per_second_alone": few / alone, "tokens": tokens}
+    texts = [one["message"]["content"] for one in got]
+    return {"tokens_per_second": tokens / together, "tokens_per_second_alone": few / alone, "tokens": tokens}, texts
 
 
 def beside_peers(folder: Path, kind: str, rounds: int) -> dict[str, Any]:
     """Every server in turn, so many times; medians, and how many times as fast preftune is."""
     found, left_out = servers(folder)
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in found}
+    wanted: list[str] = []  # preftune is the first
     for _ in range(rounds):
         for name in list(found):
             try:
-                taken[name].append(one_round(folder, kind, name, found[name]))
+                figures, texts = one_round(folder, kind, name, found[name])
             except measure.RunFailed as error:
                 if name == "preftune":
                     raise
                 left_out[name] = f"it failed: {str(error).splitlines()[-1]}"
                 del found[name], taken[name]
                 continue
-            measure.say(f"{kind} {name}: {json.dumps(taken[name][-1])}")
+            wanted = wanted or texts
+            figures["same_texts"] = sum(one == other for one, other in zip(texts, wanted, strict=True))
+            taken[name].append(figures)
+            measure.say(f"{kind} {name}: {json.dumps(figures)}")
     rows = {
         name: {key: statistics.median(one[key] for one in each) for key in each[0]} | {"rounds": each}
         for name, each in taken.items()

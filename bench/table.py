@@ -167,14 +167,30 @@ def peer_lines(found: Found) -> list[str]:
         "over one base in one batch, or not alike. llama.cpp keeps keys and values in float16; its wheel is built without the",
         "newest instructions of a processor.",
         "",
-        *head("model", "server", "one after another, tokens/s", "all at once, tokens/s", "preftune is, one by one", "at once"),
+        *head(
+            "model",
+            "server",
+            "one after another, tokens/s",
+            "all at once, tokens/s",
+            "preftune is, one by one",
+            "at once",
+            "texts as preftune's",
+        ),
     ]
     for kind, both in found["peers"].items():
         for name, one in both["servers"].items():
             speeds = f"{one['tokens_per_second_alone']:.0f}", f"{one['tokens_per_second']:.0f}"
             ratios = (f"{one[f'ours_to_{key}']:.2f} x" for key in ("tokens_per_second_alone", "tokens_per_second"))
-            lines.append(row(kind, name, *speeds, *(ratios if name != "preftune" else ("", ""))))
-        lines += [row(kind, name, f"left out: {why}", "", "", "") for name, why in both["left_out"].items()]
+            lines.append(
+                row(
+                    kind,
+                    name,
+                    *speeds,
+                    *(ratios if name != "preftune" else ("", "")),
+                    f"{one['same_texts']:.0f} of {found['chats']}",
+                )
+            )
+        lines += [row(kind, name, f"left out: {why}", "", "", "", "") for name, why in both["left_out"].items()]
     return lines
 
 
