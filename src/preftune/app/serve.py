@@ -58,12 +58,11 @@ def work(platform: Platform, *, slots: int, lease: float = LEASE_SECONDS) -> Non
         signal.signal(number, ask)
     teller = threading.Thread(target=Deliverer(platform).run, args=(stop.is_set,), name="webhooks", daemon=True)
     teller.start()
-    parent = os.getppid()
-    is_embedded = os.environ.get("PREFTUNE_EMBEDDED") == "1"
-    Worker(platform, slots=slots, lease=lease).run(lambda: stop.is_set() or (is_embedded and os.getppid() != parent))
+    server = os.environ.get("PREFTUNE_EMBEDDED", "")  # its process, told by it: it may have died while this one was starting
+    Worker(platform, slots=slots, lease=lease).run(lambda: stop.is_set() or (server != "" and os.getppid() != int(server)))
 
 
 def start_worker(slots: int) -> subprocess.Popen[bytes]:
     """A worker as a process of its own, which ends when its server does."""
     command = [sys.executable, "-m", "preftune", "worker", "--slots", str(slots)]
-    return subprocess.Popen(command, env={**os.environ, "PREFTUNE_EMBEDDED": "1"}, start_new_session=True)  # noqa: S603 -- our own command
+    return subprocess.Popen(command, env={**os.environ, "PREFTUNE_EMBEDDED": str(os.getpid())}, start_new_session=True)  # noqa: S603 -- our own command
