@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from tiny import losses_of, make_examples, make_plan
 
 from preftune.core.errors import CheckpointError, Interrupted
-from preftune.core.events import CheckpointSaved, Noted, StepDone
+from preftune.core.events import CheckpointSaved, Noted, StageStarted, StepDone
 from preftune.core.files import read_json, read_jsonl
+from preftune.modeling import compile as compile_module
 from preftune.training import resume as resume_module
 from preftune.training.checkpoint import latest, load_checkpoint, steps_in
 from preftune.training.loop import run_stage
@@ -138,6 +139,37 @@ def test_whatever_a_checkpoint_lost_would_show(tmp_path, tiny_model, monkeypatch
     expected, got = losses_of(tmp_path / "whole"), losses_of(tmp_path / "stopped")
     assert [got[step] for step in range(1, 6)] == [expected[step] for step in range(1, 6)]
     assert [got[step] for step in range(6, 11)] != [expected[step] for step in range(6, 11)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its inductor; as an error it would undo the compiling
+@pytest.mark.parametrize("how", ["on", "auto"])
+def test_compiled_kernels_resume_to_the_same_bits(tmp_path, tiny_model, monkeypatch, how):
+    """Stopped in mid-epoch and gone on with: kernels compiled anew, or from torch's cache, compute the same."""
+    monkeypatch.setattr(compile_module, "WORTH_STEPS", 12)  # where auto begins to compile: the length of this stage
+    seen = []
+
+    def plan(folder, **changes):
+        changes = {"compile": how, "checkpoints": 0} | changes
+        return make_plan(tmp_path, tiny_model, ROWS, folder=folder, adapter="lora", **changes)
+
+    run_stage(plan("whole"), seen.append)
+    torch.compiler.reset()
+    with pytest.raises(Interrupted):
+        run_stage(plan("stopped"), stop_at(5, seen))
+    torch.compiler.reset()
+    result = run_stage(plan("stopped", resume=True), seen.append)
+    assert (result.resumed_from, result.steps) == (5, 12)
+    layouts = [event.facts["layout"] for event in seen if isinstance(event, StageStarted)]
+    assert layouts == ["shared/preftune_shared+2blocks/compiled/fused"] * 3
+    noted = [(event.code, event.message.partition(" ")[0]) for event in seen if isinstance(event, Noted)]
+    assert "not_bit_exact" not in [code for code, _ in noted]
+    fallen = {region for code, region in noted if code == "not_compiled"}
+    assert fallen < set(compile_module.REGIONS), "some kernels are compiled (heads this narrow defeat the compiler in one)"
+    assert len(fallen) < 3
+    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
+    weights = [files_of(tmp_path / folder)["final/adapter_model.safetensors"] for folder in ("whole", "stopped")]
+    assert weights[0] == weights[1]
 
 
 @pytest.fixture
