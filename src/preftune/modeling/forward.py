@@ -297,7 +297,8 @@ class Scorer:
         return bool(gap.mean() <= mean and gap.max() <= most)
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        # the host need not wait: what reads it on the device comes after it in the same queue
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
 def _num_rows(pack: Pack, *, with_prompts: bool) -> int:

@@ -70,13 +70,13 @@ def takes(q: Tensor, v: Tensor) -> bool:
 
 @cache
 def kernel() -> Callable[..., Tensor] | None:
-    """torch's variable-length attention where this torch has it with causal windows and grouped queries, else None."""
+    """torch's variable-length attention where this torch has it with causal windows, else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
     named = inspect.signature(varlen_attn).parameters
-    return cast(Callable[..., Tensor], varlen_attn) if {"window_size", "scale", "enable_gqa"} <= set(named) else None
+    return cast(Callable[..., Tensor], varlen_attn) if {"window_size", "scale"} <= set(named) else None
 
 
 def varlen_attention(
@@ -99,6 +99,12 @@ def varlen_attention(
     rows, keys, values = (one[0].transpose(0, 1) for one in (q, k, v))
     if segments.keys is not None:
         keys, values = keys.index_select(0, segments.keys), values.index_select(0, segments.keys)
+    options: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in inspect.signature(run).parameters:
+            options["enable_gqa"] = True
+        else:  # torch before it had the option, 2.11 for one: each key head once for every query head that reads it
+            keys, values = (one.repeat_interleave(q.shape[1] // k.shape[1], 1) for one in (keys, values))
     out = run(
         rows.contiguous(),
         keys.contiguous(),
@@ -109,6 +115,6 @@ def varlen_attention(
         segments.max_k,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **options,
     )
     return cast(Tensor, out)[None]

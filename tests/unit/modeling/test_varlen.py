@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ def flash(
     *,
     scale: float,
     window_size: tuple[int, int],
-    enable_gqa: bool,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """What the kernel is documented to do: q (T, H, D), causal masks aligned at the lower right of every segment."""
     assert enable_gqa == (q.shape[1] != k.shape[1])
@@ -68,6 +70,20 @@ def test_segments_give_the_attention_of_the_cpu(groups: tuple[Group, ...], windo
     for one, same in zip(torch.autograd.grad(got, ours, pull), torch.autograd.grad(wanted, other, pull), strict=True):
         torch.testing.assert_close(one, same)
     assert list(layout.segments) == [torch.device("cpu")]  # made once, for all layers
+
+
+def test_a_torch_without_grouped_queries_is_given_every_head() -> None:
+    """As in torch 2.11, whose kernel has no ``enable_gqa``."""
+
+    def older(*given: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
+        assert given[0].shape[1] == given[1].shape[1] == given[2].shape[1]
+        return flash(*given, scale=scale, window_size=window_size)
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 26, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    layout = PairLayout(PACKS["pairs"])
+    got, wanted = (varlen_attention(q, k, v, layout, 0.4, 4, core=core) for core in (older, flash))
+    torch.testing.assert_close(got, wanted)
 
 
 def test_rows_of_one_completion_are_not_gathered() -> None:
