@@ -179,8 +179,10 @@ def probe(bench: Bench, deadline: float) -> list[Setting]:
         best = look(replace(best, precompute=False))
     if seconds[best] == float("inf"):
         raise measure.RunFailed("no setting of TRL ran")
-    # grouped batches differ in length by design, so only all of them together hold the same pairs: the rounds decide
-    return [replace(best, order="grouped"), best]
+    # grouped batches differ in length by design, so only all of them together hold the same pairs: the rounds decide. A
+    # micro-batch of one pair is grouped already, so that it is the fastest of several pairs which grouping may bring ahead
+    several = [one for one, time_taken in seconds.items() if one.split[0] > 1 and time_taken < float("inf")]
+    return [*(replace(min(several, key=seconds.__getitem__), order="grouped") for _ in several[:1]), best]
 
 
 def rounds(bench: Bench, best: Sequence[Setting], number: int) -> None:
@@ -285,7 +287,7 @@ def compare(case: Case, steps: int, number: int, probe_seconds: float) -> dict[s
     failed = [name for name, is_met in equality.get("checks", {}).items() if not is_met]
     measure.say(f"equality of the timed path: {'all checks met' if not failed else 'FAILED: ' + '; '.join(failed)}")
     best = probe(bench, time.monotonic() + probe_seconds)
-    measure.say(f"best of the grid: {best[1]}; it runs in both orders")
+    measure.say(f"in the rounds: {'; '.join(map(str, best))}")
     rounds(bench, best, number)
     found = summary(bench) | {"equality": equality, "runs": bench.runs, "is_equal": not failed}
     flops = useful_flops(str(bench.rows["shuffled"]), case)

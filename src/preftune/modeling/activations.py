@@ -52,14 +52,18 @@ def kept_bytes(scorer: Scorer, pack: Pack) -> int:
     sizes: dict[int, int] = {}
     alive: list[Tensor] = []  # addresses are used again as soon as a tensor is gone
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights and storage.data_ptr() not in sizes:
             sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
+            # a node that holds its own output, through this list or by what is given back, is never freed
+            alive.append(tensor.detach())
+        return len(alive)
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    def never(kept: int) -> Tensor:
+        raise AssertionError(f"nothing goes backward here, and tensor {kept} was not kept")
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, never):
         scorer.token_logps(pack)
     return sum(sizes.values())
 
@@ -153,8 +157,10 @@ def offloaded_to(file: DiskFile) -> torch.autograd.graph.saved_tensors_hooks:
     def pack(tensor: Tensor) -> Any:
         root = tensor if tensor._base is None else tensor._base  # noqa: SLF001 (torch has no public name for it)
         is_weight = isinstance(root, nn.Parameter) or (tensor.is_leaf and tensor.requires_grad)
-        if is_weight or tensor.untyped_storage().nbytes() < LEAST_BYTES or tensor.layout != torch.strided:
+        if is_weight:
             return tensor
+        if tensor.untyped_storage().nbytes() < LEAST_BYTES or tensor.layout != torch.strided:
+            return tensor.detach()  # a node that held its own output would never be freed
         return tensor.device, file.write(tensor.cpu())
 
     def unpack(kept: Any) -> Tensor:

@@ -93,6 +93,15 @@ def set_allocator() -> bool:
     return is_applied
 
 
+def return_free_memory() -> None:
+    """Give back what preparation took and freed, where ``set_allocator`` keeps it: steps want blocks of other sizes.
+
+    Once a stage: what is given back has to be mapped again where it is wanted again.
+    """
+    if _APPLIED:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def has_allocator() -> bool:
     """Whether ``set_allocator`` was applied to this process."""
     return bool(_APPLIED)

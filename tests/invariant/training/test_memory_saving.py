@@ -1,5 +1,8 @@
 """Checkpointing and offloading: the same bits, less memory; chosen by hand, or where the largest pack would not fit."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,6 +69,21 @@ def test_checkpointing_keeps_layer_inputs_alone(deep_model, is_training):
     inputs = len(pack.ids) * 6 * 32 * 4  # tokens x layers x width x float32
     assert sizes[False] > 10 * inputs
     assert inputs <= sizes[True] < 4 * inputs
+
+
+@pytest.mark.parametrize("place", [None, "disk"])
+def test_what_a_pass_kept_is_freed(deep_model, tmp_path, place):
+    """A node of a graph that holds its own output, by what a hook gives back, would stay for the whole run."""
+    scorer = scorer_of(deep_model, place, tmp_path, is_checkpointed=place is not None)
+    outputs = []
+    for layer in scorer.model.base_model.layers:
+        layer.register_forward_hook(lambda _module, _given, output: outputs.append(weakref.ref(output)))
+    pack = pack_of(make_examples(8))
+    kept_bytes(scorer, pack)
+    scorer.token_logps(pack)
+    gc.collect()
+    assert len(outputs) == 12
+    assert not [one for one in outputs if one() is not None]
 
 
 def test_offloading_keeps_next_to_nothing_and_gives_the_same_gradients(deep_model, tmp_path, monkeypatch):
