@@ -16,7 +16,7 @@ from preftune.data.pack import Pack
 from preftune.modeling.lineage import save_model
 from preftune.training.ahead import ahead_of
 from preftune.training.checkpoint import steps_in, why_not_written
-from preftune.training.devices import deterministic, peak_memory_bytes, return_free_memory
+from preftune.training.devices import deterministic, peak_memory_bytes
 from preftune.training.invariants import not_finite
 from preftune.training.journal import Journal
 from preftune.training.order import evenly_spaced
@@ -63,7 +63,6 @@ def run_stage(stage: StagePlan, sink: EventSink = ignore) -> StageResult:
         sink(StageStarted(config.name, num_steps, {**trainee.facts, "resumed_from": resumed_from}))
         watch = Watch(stage, trainee, journal, sink, state.step)
         trainee.model.train()
-        return_free_memory()
 
         with ahead_of(stage, trainee, state.step) as ahead, deterministic(trainee.device, is_wanted=config.deterministic):
             while state.step < num_steps and not state.ended:

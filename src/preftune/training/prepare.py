@@ -24,7 +24,7 @@ from preftune.modeling.forward import Entry, Scorer
 from preftune.modeling.lineage import is_adapter_enough
 from preftune.modeling.reference import weights_digest
 from preftune.training.balance import balance_experts
-from preftune.training.devices import choose_device, set_threads
+from preftune.training.devices import choose_device, return_free_memory, set_threads
 from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference, check_weights
 from preftune.training.machine import device_bytes
 from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedule_of
@@ -149,6 +149,7 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         **saving,
     }
     select_packs = policy.select_packs
+    return_free_memory()
     return Trainee(
         model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, spread, probe, probes, facts
     )
