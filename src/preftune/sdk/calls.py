@@ -96,6 +96,13 @@ def evaluation(kind: str, file_id: str, judge: str | served.AskedModel, given: M
     return Call("POST", "/v1/evaluation", served.EvaluationMade, body=body, headers=headers)
 
 
+def contest(fields: Mapping[str, Any]) -> Call[api.JobDetail]:
+    """A new comparison of two sides, under an idempotency key."""
+    body = {name: value for name, value in fields.items() if value is not None}
+    headers = {"Idempotency-Key": f"sdk-{secrets.token_hex(16)}"}
+    return Call("POST", "/api/v1/evaluations", api.JobDetail, body=body, headers=headers)
+
+
 def rows_of(evaluation: api.JobDetail) -> Call[bytes]:
     """The judged rows of an evaluation.
 

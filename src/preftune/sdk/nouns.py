@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.core import api, served
+from preftune.core.api_evaluations import Rows
 from preftune.sdk import calls
 from preftune.sdk.calls import Call, at
 from preftune.sdk.methods import asks, lists
@@ -202,6 +203,29 @@ class Evaluations:
         """One of the labels for each answer; those among ``passing`` pass."""
         given = {"model_to_evaluate": calls.side(model), "labels": [*labels], "pass_labels": [*passing]}
         return calls.evaluation("classify", file_id, judge, given)
+
+    @asks
+    def contest(
+        self, /, first: str | Mapping[str, str], second: str | Mapping[str, str], *, judge: str | Mapping[str, Any],
+        prompts: str | None = None, **settings: Any,
+    ) -> Call[api.JobDetail]:  # fmt: skip
+        """Two models, or files of what they wrote, compared by rules or a reward model, as ``preftune compare`` does.
+
+        Parameters
+            first, second: a registered model that answers now, or ``{"file": ID}`` of completions.
+            judge: ``{"name": "rules", "rules": [...]}``, or the name of a registered reward model.
+            prompts: id of a file; two files of completions bring their own.
+            settings: ``limit`` of prompts, ``margin``, ``temperature``, ``max_new_tokens``, ``metadata``.
+        """
+        sides = {"first": first, "second": second}
+        body = {name: {"model": side} if isinstance(side, str) else side for name, side in sides.items()}
+        asked = {"name": "reward_model", "model": judge} if isinstance(judge, str) else judge
+        return calls.contest({**body, "judge": asked, "prompts": prompts, **settings})
+
+    @asks
+    def judged(self, evaluation_id: str, *, offset: int = 0, limit: int = 100) -> Call[Rows]:
+        """Judged prompts of a finished contest: what both sides wrote, and the score: 1 where the first is better."""
+        return calls.get(at("evaluations", evaluation_id, "rows"), Rows, offset=offset, limit=limit)
 
     @lists
     def list(self, *, limit: int = 100) -> Call[api.Page[api.Job]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -182,6 +184,9 @@ class Ranks:
         except RuntimeError as error:
             if self.size == 1 or not _is_from_others(error):
                 raise
+            if threading.current_thread() is threading.main_thread():
+                # torchrun ends the others as soon as it sees that one is gone, and the reason has to be told first
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise RankLost(
                 f"{self._who_is_gone(error)}; all ranks end, resume the run to go on from its last checkpoint"
             ) from error
