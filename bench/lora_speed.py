@@ -182,7 +182,8 @@ def probe(bench: Bench, deadline: float) -> list[Setting]:
     # grouped batches differ in length by design, so only all of them together hold the same pairs: the rounds decide. A
     # micro-batch of one pair is grouped already, so that it is the fastest of several pairs which grouping may bring ahead
     several = [one for one, time_taken in seconds.items() if one.split[0] > 1 and time_taken < float("inf")]
-    return [*(replace(min(several, key=seconds.__getitem__), order="grouped") for _ in several[:1]), best]
+    grouped = [replace(min(several, key=seconds.__getitem__), order="grouped")] if several else []
+    return [*grouped, best]
 
 
 def rounds(bench: Bench, best: Sequence[Setting], number: int) -> None:

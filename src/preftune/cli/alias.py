@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from preftune.cli.installation import event_line, server
+from preftune.cli.installation import event_line, reached
 from preftune.cli.output import print_json, say
 from preftune.core.errors import UsageError
 
@@ -97,21 +96,9 @@ class _Aliases(Protocol):
     def history(self, name: str) -> Iterator[api.Event]: ...
 
 
-@contextmanager
-def _aliases() -> Iterator[_Aliases]:
+def _aliases() -> AbstractContextManager[_Aliases]:
     """Those of a server's project, or of this machine's default project."""
-    address = server()
-    if address is not None:
-        from preftune.sdk import Client
-
-        with Client(address) as client:
-            yield _There(client)
-        return
-    from preftune.app.jobs.platform import Platform
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    with Platform.open() as platform:
-        yield _Here(platform)
+    return reached(_There, _Here)
 
 
 class _There:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from preftune.sdk import Client
     from preftune.store.records import Job
 
+T = TypeVar("T")
 FOLLOW_SECONDS = 0.5
 
 
@@ -60,14 +61,14 @@ class Installation(Protocol):
 
 
 @contextmanager
-def opened() -> Iterator[Installation]:
-    """The installation that the command line speaks of."""
+def reached(there: Callable[[Client], T], here: Callable[[Platform], T]) -> Iterator[T]:
+    """What is made of the server that the command line speaks of, or of this machine's own installation."""
     address = server()
     if address is not None:
         from preftune.sdk import Client
 
         with Client(address) as client:
-            yield _There(client)
+            yield there(client)
         return
     import logging
 
@@ -75,7 +76,12 @@ def opened() -> Iterator[Installation]:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with Platform.open() as platform:
-        yield _Here(platform)
+        yield here(platform)
+
+
+def opened() -> AbstractContextManager[Installation]:
+    """The installation that the command line speaks of."""
+    return reached(_There, _Here)
 
 
 class _There:

@@ -9,8 +9,8 @@ the same completion, and position(j) > position(i) - window. Positions restart a
 
 Six paths, one result:
 
-* groups up to ``KEPT_TOKENS`` on a CPU: three batched products a group, in one autograd Function for the whole pack,
-  probabilities kept for backward;
+* groups up to ``KEPT_TOKENS`` on a CPU: batched products part by part (:mod:`preftune.modeling.group_parts`), in one
+  autograd Function for the whole pack, probabilities kept for backward;
 * up to ``EXPLICIT_TOKENS``: the same, probabilities computed again in backward;
 * longer groups on a CPU: flash attention in two parts (:mod:`preftune.modeling.long_attention`), whose memory is flat;
 * on CUDA in 16 bits: two variable-length calls over the whole pack (:mod:`preftune.modeling.varlen`);

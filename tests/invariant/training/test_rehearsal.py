@@ -162,7 +162,7 @@ def run(tmp_path, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_memory_within_a_quarter_and_time_of_the_order_of_what_training_takes(tmp_path, layout):
+def test_memory_within_a_quarter_and_time_within_a_third_of_what_training_takes(tmp_path, layout):
     name, words, keys = LAYOUTS[layout]
     model = "starter" if name == "starter" else str(wide_model(tmp_path / "wide"))
     lines = (ROOT / "src/preftune/starter/pairs.jsonl").read_text(encoding="utf-8").splitlines()[:56]
@@ -174,11 +174,13 @@ def test_memory_within_a_quarter_and_time_of_the_order_of_what_training_takes(tm
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = {"model": {"name": model, "dtype": "float32"}, "data": {"train": "pairs.jsonl", "select": 0.1}, "lr": 1e-5, **keys}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    seen, _ = run(tmp_path, "plan", "recipe.yaml", "--probe")
-    trained, done = run(tmp_path, "train", "recipe.yaml", "--no-probe")
-    assert done.returncode == 0, done.stderr
-    (stage,), expected = trained["stages"], seen["probes"][0]["prediction"]
-    assert expected["peak_bytes"] == pytest.approx(stage["peak_memory_bytes"], rel=0.25)
-    # of the order of what it takes: bench/prediction.py measures it against its third on a quiet machine
-    seconds = expected["training_s"] + expected["evaluation_s"] + expected["saving_s"] + expected["probing_s"]
-    assert stage["seconds"] / 4 < seconds < stage["seconds"] * 4
+    for attempt in range(5):  # a busy machine may slow one of the two; memory never gets another chance
+        seen, _ = run(tmp_path, "plan", "recipe.yaml", "--probe", f"seed={attempt}")
+        trained, done = run(tmp_path, "train", "recipe.yaml", "--no-probe", f"seed={attempt}")
+        assert done.returncode == 0, done.stderr
+        (stage,), expected = trained["stages"], seen["probes"][0]["prediction"]
+        assert expected["peak_bytes"] == pytest.approx(stage["peak_memory_bytes"], rel=0.25)
+        seconds = expected["training_s"] + expected["evaluation_s"] + expected["saving_s"] + expected["probing_s"]
+        if seconds == pytest.approx(stage["seconds"], rel=0.35):
+            return
+    pytest.fail(f"predicted {seconds:.1f} s, took {stage['seconds']:.1f} s")
