@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -19,9 +20,9 @@ from preftune.core.errors import UsageError
 from preftune.serving.upstream import UpstreamOptions
 
 STARTER = "starter"
-
-
 ELSEWHERE = "upstream:"
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before a dead worker is started again: longer each time that it dies at once
+STEADY_SECONDS = 60.0  # of a worker's life, after which its death is a first one again
 
 
 def offer_models(platform: Platform, given: Mapping[str, str], elsewhere: Collection[str] = ()) -> list[str]:
@@ -62,7 +63,44 @@ def work(platform: Platform, *, slots: int, lease: float = LEASE_SECONDS) -> Non
     Worker(platform, slots=slots, lease=lease).run(lambda: stop.is_set() or (server != "" and os.getppid() != int(server)))
 
 
-def start_worker(slots: int) -> subprocess.Popen[bytes]:
-    """A worker as a process of its own, which ends when its server does."""
-    command = [sys.executable, "-m", "preftune", "worker", "--slots", str(slots)]
-    return subprocess.Popen(command, env={**os.environ, "PREFTUNE_EMBEDDED": str(os.getpid())}, start_new_session=True)  # noqa: S603 -- our own command
+class EmbeddedWorker:
+    """A worker as a process of its own beside a server; started again where it dies, ended with its server.
+
+    Parameters
+        slots: jobs that it runs at once. say: told when it had to be started again.
+    """
+
+    def __init__(self, slots: int, say: Callable[[str], None]) -> None:
+        self._slots, self._say = slots, say
+        self._ended, self._turn = threading.Event(), threading.Lock()
+        self._process = self._start()
+        self._watch = threading.Thread(target=self._keep, name="embedded worker", daemon=True)
+        self._watch.start()
+
+    def stop(self, seconds: float) -> None:
+        """Let its jobs checkpoint, for so long at most, and end it."""
+        with self._turn:
+            self._ended.set()
+            self._process.send_signal(signal.SIGTERM)  # nothing happens where it is gone
+        self._watch.join(seconds)
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "preftune", "worker", "--slots", str(self._slots)]
+        return subprocess.Popen(command, env={**os.environ, "PREFTUNE_EMBEDDED": str(os.getpid())}, start_new_session=True)  # noqa: S603 -- our own command
+
+    def _keep(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            code = self._process.wait()
+            if self._ended.is_set():
+                return
+            pause = FIRST_PAUSE if time.monotonic() - began > STEADY_SECONDS else min(2 * pause, LONGEST_PAUSE)
+            self._say(f"the embedded worker ended with code {code}; it is started again, its jobs go on from their checkpoints")
+            self._ended.wait(pause)
+            with self._turn:
+                if self._ended.is_set():
+                    return
+                self._process = self._start()

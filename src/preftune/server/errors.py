@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ TYPES = {
     405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 429: "rate_limit_error",
     503: "unavailable_error",
 }  # fmt: skip
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NATIVE = "/api/v1"
 
 
@@ -98,6 +100,14 @@ def add_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             message = f"{request.method} is not allowed on {request.url.path}"
         return _answer(error.status_code, message, headers=dict(error.headers or {}))
+
+    @app.exception_handler(OSError)
+    def _system(request: Request, error: OSError) -> JSONResponse:
+        if error.errno in FULL:
+            log.error("%s %s: %s", request.method, request.url.path, error)
+            message = "the server's disk is full and nothing was kept; its operator has to make room, then send it again"
+            return _answer(507, message, code="disk_full", headers={"x-should-retry": "false"})
+        return _bug(request, error)
 
     @app.exception_handler(Exception)
     def _bug(request: Request, error: Exception) -> JSONResponse:

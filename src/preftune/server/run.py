@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -13,7 +11,7 @@ import uvicorn
 
 from preftune.app.jobs.keys import add_key, digest_of
 from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform
-from preftune.app.serve import offer_models, placed_upstreams, start_worker
+from preftune.app.serve import EmbeddedWorker, offer_models, placed_upstreams
 from preftune.app.serving.service import ServingOptions
 from preftune.core.errors import PreftuneError
 from preftune.server.app import create_app
@@ -59,13 +57,13 @@ def serve(
             proxy_headers=False,
         )
     )
-    worker = start_worker(slots) if slots > 0 else None
+    worker = EmbeddedWorker(slots, say) if slots > 0 else None
     say(f"listening on http://{host}:{port} (OpenAI base_url: http://{host}:{port}/v1); stop with Ctrl-C")
     try:
         server.run(sockets=[listener])
     finally:
         if worker is not None:
-            _stop(worker)
+            worker.stop(STOP_SECONDS)
         platform.store.close()
 
 
@@ -95,13 +93,3 @@ def _listen(settings: ServerSettings) -> socket.socket:
         ) from None
     listener.listen(512)
     return listener
-
-
-def _stop(worker: subprocess.Popen[bytes]) -> None:
-    if worker.poll() is None:
-        worker.send_signal(signal.SIGTERM)
-        try:
-            worker.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()

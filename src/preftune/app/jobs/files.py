@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from preftune.app.jobs.platform import MAX_UPLOAD, Platform
+from preftune.app.jobs.states import WrongState, active_jobs
 from preftune.core.errors import InputError
 from preftune.store.records import File, Job, new_id, now
 
@@ -16,6 +18,7 @@ MAX_REPORTED = 20
 MAX_ANNOTATORS = 1000
 FREE_UNPACKED, MAX_RATIO = 64 << 20, 100
 CHUNK = 1 << 20
+ROWS_AT_ONCE, BYTES_A_ROW = 4096, 64  # of a table that is looked into; a row of nothing takes room too
 # files that no job trains on: rows to evaluate, batches, attachments
 OTHER_PURPOSES = frozenset({"eval", "evals", "batch", "batch-api", "user_data", "assistants", "vision", "calibration", "result"})
 
@@ -101,7 +104,16 @@ def validate(platform: Platform, file: File) -> File:
 
 
 def delete(platform: Platform, file: File) -> None:
-    """Forget a file and its bytes; jobs that already read it keep what they made."""
+    """Forget a file and its bytes; what ended jobs made of it stays.
+
+    Raises
+        WrongState: a job that has not ended reads it, and would fail where it has to begin or go on.
+    """
+    reader = next((job for job in active_jobs(platform, file.project) if job.work != "validate" and file.id in job.files), None)
+    if reader is not None:
+        raise WrongState(
+            f"file {file.id} is read by job {reader.id}, which is {reader.status}; cancel the job first, or let it end"
+        )
     platform.store.change(File, file.id, {"deleted_at": now()})
     platform.artifacts.delete(file.artifact)
 
@@ -126,17 +138,47 @@ def unpacks_too_far(path: str) -> str:
         InputError: it is cut or no such archive.
     """
     place = Path(path)
-    if not place.name.lower().endswith(COMPRESSED[1:]):
+    is_packed = place.name.lower().endswith(COMPRESSED[1:])
+    is_parquet = place.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".parquet")
+    if not is_packed and not is_parquet:
         return ""
-    most, seen = max(FREE_UNPACKED, MAX_RATIO * place.stat().st_size), 0
+    most = max(FREE_UNPACKED, MAX_RATIO * place.stat().st_size)
+    seen, sizes = 0, itertools.chain(_unpacked(place) if is_packed else (), _decoded(place) if is_parquet else ())
+    for size in sizes:
+        seen += size
+        if seen > most:
+            return f"unpacks to more than {MAX_RATIO} times its size; upload it unpacked, or in parts"
+    return ""
+
+
+def _unpacked(place: Path) -> Iterator[int]:
+    """The sizes of a packed file's chunks."""
     from preftune.data.sources.base import reading
 
     with reading(place) as file:
         while chunk := file.read(CHUNK):
-            seen += len(chunk)
-            if seen > most:
-                return f"unpacks to more than {MAX_RATIO} times its size; upload it unpacked, or in parts"
-    return ""
+            yield len(chunk)
+
+
+def _decoded(place: Path) -> Iterator[int]:
+    """The sizes of a Parquet file's rows in memory: first of its pages, as it says itself, then as they are decoded.
+
+    A column of one value again and again is a few bytes in the file and in its pages; only decoding tells.
+    """
+    import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
+
+    from preftune.data.sources.base import reading
+
+    try:
+        with reading(place) as file:
+            table = pq.ParquetFile(file)
+            for group in range(table.num_row_groups):
+                yield table.metadata.row_group(group).total_byte_size
+                for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group]):
+                    yield batch.nbytes + BYTES_A_ROW * batch.num_rows
+    except (pa.ArrowException, ValueError, TypeError):
+        return  # who reads it says what is wrong with it
 
 
 def inspect(path: str, filename: str, told_as: str | None = None) -> dict[str, Any]:

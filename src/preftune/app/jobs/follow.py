@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from preftune.app.jobs.platform import event
 from preftune.core.files import read_json
 from preftune.store.records import Event, Job, Level
 
 EVENTS_AT_ONCE = 200
+Places: TypeAlias = dict[str, tuple[int, int]]  # a file's path to its inode and how many bytes of it were told
 _LEVELS: dict[str, Level] = {"warning": "warn", "blocker": "error", "error": "error"}
 
 
@@ -23,37 +25,44 @@ _WORDS = {"step": "step", "eval": "held out", "probe": "probe"}
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What happened in a run folder since it was looked at last, and the progress that says so."""
+    """What happened in a run folder since it was looked at last, the progress that says so, and where to read on."""
 
     events: list[Event]
     progress: dict[str, Any]
+    places: Places
 
 
-def follow(job: Job, run: Path) -> Told:
+def follow(job: Job, run: Path, places: Mapping[str, tuple[int, int]]) -> Told:
     """New metrics, notes and checkpoints of a run, at most EVENTS_AT_ONCE at a time.
 
     ``progress`` remembers the last step told of each stage, the notes told and the checkpoints told. A step that a resumed
-    process does again is not told twice; half a line is left for the next time.
+    process does again is not told twice; half a line is left for the next time. ``places``, of the call before, saves reading
+    a long run from its start each time; without it the same is told.
     """
     progress = json.loads(json.dumps(job.progress))
     told: dict[str, int] = progress.setdefault("told", {})
     events: list[Event] = []
+    read = dict(places)
     for stage in sorted((run / "stages").glob("*"), key=_number):
-        events += _metrics(job, stage, told, progress, EVENTS_AT_ONCE - len(events))
+        events += _metrics(job, stage, progress, EVENTS_AT_ONCE - len(events), read)
         events += _checkpoints(job, stage, progress)
     events += _notes(job, run / "events.jsonl", told)
-    return Told(events, progress)
+    return Told(events, progress, read)
 
 
-def _metrics(job: Job, stage: Path, told: dict[str, int], progress: dict[str, Any], room: int) -> list[Event]:
+def _metrics(job: Job, stage: Path, progress: dict[str, Any], room: int, places: Places) -> list[Event]:
     events: list[Event] = []
-    for row in _lines(stage / "metrics.jsonl"):
+    told: dict[str, int] = progress["told"]
+    path = stage / "metrics.jsonl"
+    for place_of_line, row in _lines_on(path, places):
         step, kind = int(row.get("step", 0)), _kind(row)
         place = stage.name if kind == "step" else f"{stage.name}/{kind}"
-        if step <= told.get(place, 0 if kind == "step" else -1):
-            continue
-        if len(events) >= room:
+        is_told = step <= told.get(place, 0 if kind == "step" else -1)
+        if not is_told and len(events) >= room:
             break
+        places[str(path)] = place_of_line
+        if is_told:
+            continue
         told[place] = step
         numbers = {key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"}
         name, label = _SHOWN[kind]
@@ -117,6 +126,25 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line.strip()]
+
+
+def _lines_on(path: Path, places: Mapping[str, tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Mapping[str, Any]]]:
+    """The whole lines that were not told yet, each with the place behind it. A resumed run writes the file anew."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        inode = os.fstat(file.fileno()).st_ino
+        known, at = places.get(str(path), (inode, 0))
+        at = at if known == inode else 0
+        file.seek(at)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            at += len(line)
+            if line.strip():
+                yield (inode, at), json.loads(line)
 
 
 def _number(stage: Path) -> int:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from preftune.app.jobs.exports import forget_archives
 from preftune.app.jobs.follow import run_record
 from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform, event
+from preftune.app.jobs.states import WrongState, active_jobs
 from preftune.core.errors import UsageError
 from preftune.core.registry import suggest
 from preftune.store.base import Conflict, Query
-from preftune.store.records import File, Job, ModelVersion, Resource, new_id
+from preftune.store.records import File, Job, ModelVersion, Resource, new_id, now
+
+PAGE = 1000
+SUGGESTED = 1000  # newest models whose names are compared with one that is not there
 
 
 def add_base_model(platform: Platform, name: str, folder: str) -> ModelVersion:
@@ -26,7 +34,7 @@ def add_base_model(platform: Platform, name: str, folder: str) -> ModelVersion:
 
 
 def find_model(platform: Platform, project: str, name: str) -> ModelVersion:
-    """The newest version of that name in the project, ``NAME:STEP`` of a checkpoint, or a base model that all may use.
+    """The newest version of that name in the project, ``NAME:STEP`` of a checkpoint or of the end, or a base model for all.
 
     A model's, a job's or an active deployment's id is a name too, and so is the name of Together's endpoint.
 
@@ -40,12 +48,16 @@ def find_model(platform: Platform, project: str, name: str) -> ModelVersion:
     by_id = platform.store.get(ModelVersion, name, project) or _stand_in(platform, project, name)
     if by_id is not None:
         return by_id
-    names = sorted({model.name for model in list_models(platform, project)})
+    names = sorted({model.name for model in islice(list_models(platform, project), SUGGESTED)})
     raise UsageError(f"there is no model {name!r}: {suggest(name, names) if names else 'none is offered'}")
 
 
 def _stand_in(platform: Platform, project: str, name: str) -> ModelVersion | None:
-    """The model of a job, by the job's id, or of a deployment, by its id or its endpoint's name."""
+    """The end of a run by its step; the model of a job, by the job's id, or of a deployment, by its id or its endpoint's name."""
+    head, _, step = name.rpartition(":")
+    if head and step.isdecimal():  # checkpoints have such names; the end of a run has its own name, and its step is known
+        last = platform.store.page(ModelVersion, Query(project, {"name": head}, limit=1)).items
+        return last[0] if last and str(last[0].step) == step else None
     job = platform.store.get(Job, name, project)
     if job is not None:
         if job.result.get("is_demoted"):
@@ -66,12 +78,37 @@ def _stand_in(platform: Platform, project: str, name: str) -> ModelVersion | Non
 
 def list_models(platform: Platform, project: str) -> Iterator[ModelVersion]:
     """Models that a project may use: its own, and the base models."""
-    own = platform.store.page(ModelVersion, Query(project, limit=10_000)).items
-    yield from own
-    seen = {model.id for model in own}
-    for model in platform.store.page(ModelVersion, Query(None, {"form": "base"}, limit=10_000)).items:
-        if model.id not in seen:
+    yield from _all(platform, Query(project, limit=PAGE))
+    for model in _all(platform, Query(None, {"form": "base"}, limit=PAGE)):
+        if model.project != project:
             yield model
+
+
+def _all(platform: Platform, query: Query) -> Iterator[ModelVersion]:
+    """Every page of a list: a project of ten thousand jobs has more models than one page holds."""
+    while True:
+        page = platform.store.page(ModelVersion, query)
+        yield from page.items
+        if not page.has_more:
+            return
+        query = replace(query, after=page.items[-1].id)
+
+
+def delete_model(platform: Platform, model: ModelVersion) -> None:
+    """Take a tuned model out of every list, and the archives that were packed of it away.
+
+    Raises
+        WrongState: a job that has not ended begins from it.
+    """
+    for job in active_jobs(platform, model.project):
+        for stage in job.recipe.get("stages", ()):
+            with contextlib.suppress(UsageError):
+                if stage.get("from_checkpoint") and start_of(platform, model.project, stage["from_checkpoint"]).id == model.id:
+                    raise WrongState(
+                        f"model {model.name} is where job {job.id} begins, which is {job.status}; cancel the job, or let it end"
+                    )
+    platform.store.change(ModelVersion, model.id, {"deleted_at": now()})
+    forget_archives(platform, model)
 
 
 def max_tokens_of(model: ModelVersion) -> int:

@@ -17,14 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from preftune.app.grading import contests as grading
 from preftune.app.jobs import child, evaluations, exports, files, reporting, states
 from preftune.app.jobs.exports import export_task, keep_archive
-from preftune.app.jobs.follow import follow, run_record
+from preftune.app.jobs.follow import Places, follow, run_record, without_paths
 from preftune.app.jobs.models import register_models, resolve
 from preftune.app.jobs.platform import Platform, event
 from preftune.core.errors import Interrupted, PreftuneError
@@ -44,12 +44,13 @@ log = logging.getLogger("preftune.worker")
 
 @dataclass(slots=True)
 class Running:
-    """A job and its process. asked_at: when it was asked to stop, by this process's own clock."""
+    """A job and its process. asked_at: when it was asked to stop, by this process's clock. places: how far its run was told."""
 
     job: Job
     process: subprocess.Popen[bytes]
     beaten_at: float
     asked_at: float | None = None
+    places: Places = field(default_factory=dict)
 
 
 class Worker:
@@ -65,6 +66,8 @@ class Worker:
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._slots, self._lease = slots, lease
         self._running: dict[str, Running] = {}
+        self._claimed: Job | None = None  # and not started yet, because the store fell silent
+        self._advanced: str | None = None  # the last job whose files were looked at in this turn
         self._seen: dict[str, tuple[int, int, float]] = {}  # job -> attempt, beat, when it was first seen so
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -91,9 +94,17 @@ class Worker:
         """One round; True where something was started or ended."""
         for running in list(self._running.values()):
             self._look_after(running)
-        for job in self.platform.store.page(Job, Query(None, {"status": "validating"}, limit=100, is_newest_first=False)).items:
-            states.advance(self.platform, job)
+        self._advance()
         return self._claim()
+
+    def _advance(self) -> None:
+        """Queue jobs whose files are valid by now: the next hundred of those that wait, in turn, so that those whose files never
+        come keep nobody waiting."""
+        query = Query(None, {"status": "validating"}, self._advanced, limit=100, is_newest_first=False)
+        page = self.platform.store.page(Job, query)
+        for job in page.items:
+            states.advance(self.platform, job)
+        self._advanced = page.items[-1].id if page.has_more else None
 
     def stop(self) -> None:
         """Ask every process to checkpoint, wait for it, and queue its job again."""
@@ -105,12 +116,20 @@ class Worker:
                 running.process.wait(max(0.1, until - time.monotonic()))
             _signal(running.process, signal.SIGKILL)
             running.process.wait()
-            with contextlib.suppress(LeaseLost, StoreUnavailable):
-                if running.process.returncode in {0, Interrupted.exit_code} or running.process.returncode < 0:
-                    self._settle(running, is_stopping=True)
-                else:
-                    self._settle(running)
+            try:
+                while self._tell(running):
+                    pass
+                code = running.process.returncode
+                self._settle(running, is_stopping=code in {0, Interrupted.exit_code} or code < 0)
+            except (LeaseLost, StoreUnavailable) as error:
+                log.warning("job %s is left to the next worker: %s", running.job.id, error)
+            except Exception:  # the other jobs are still to be queued again; the next worker meets this one's trouble
+                log.exception("job %s cannot be queued again", running.job.id)
         self._running.clear()
+        if self._claimed is not None:
+            back = {"status": "queued", "worker": "", "forgiven": self._claimed.attempt}
+            with contextlib.suppress(LeaseLost, StoreUnavailable):
+                self._end(self._claimed, back, "requeued", "the worker stopped before it started the job; it waits for another")
 
     @property
     def num_running(self) -> int:
@@ -122,13 +141,25 @@ class Worker:
         work = ["train", "evaluate"] if free > 0 else []
         if sum(running.job.work in SLOTLESS for running in self._running.values()) < MAX_SLOTLESS:
             work += SLOTLESS
-        job = self.platform.store.claim(self.name, work=work, slots=max(0, free), lost=self._lost()) if work else None
+        job = self._claimed
+        if job is None and work:
+            job = self.platform.store.claim(self.name, work=work, slots=max(0, free), lost=self._lost())
         if job is None:
             return False
+        self._claimed = job
         try:
             self._start(job)
-        except PreftuneError as error:
-            self._fail(job, {"code": "cannot_start", "message": str(error)})
+        except StoreUnavailable:
+            raise  # the job is this worker's: it is started when the store answers again
+        except LeaseLost:
+            log.warning("job %s went to another worker before it was started", job.id)
+        except Exception as error:  # what breaks one job may not end the worker, and so the jobs of everybody else
+            if not isinstance(error, PreftuneError):
+                log.exception("job %s cannot be started", job.id)
+            message = str(error) if isinstance(error, PreftuneError) else f"its worker cannot start it: {_said(error)}"
+            with contextlib.suppress(LeaseLost):
+                self._fail(job, {"code": "cannot_start", "message": message})
+        self._claimed = None
         return True
 
     def _lost(self) -> dict[str, int]:
@@ -149,14 +180,16 @@ class Worker:
         folder = self.platform.job_folder(job.id)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / child.TASK, self._task(job))
+        environment = {**os.environ, **self._environment(job)}
+        said = event(job.id, job.project, "started", f"attempt {job.attempt} began on {self.name}", attempt=job.attempt)
+        # Told before there is a process: one that the store knows nothing of would keep its folder from the next attempt.
+        job = self.platform.store.write_as_worker(job, {}, [said])
         with (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 -- our own interpreter and module, and a folder that we named
                 [sys.executable, "-m", "preftune.app.jobs.child", str(folder), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, **self._environment(job)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
             )  # fmt: skip
-        said = event(job.id, job.project, "started", f"attempt {job.attempt} began on {self.name}", attempt=job.attempt)
-        self._running[job.id] = Running(self.platform.store.write_as_worker(job, {}, [said]), process, time.monotonic())
+        self._running[job.id] = Running(job, process, time.monotonic())
 
     def _environment(self, job: Job) -> dict[str, str]:
         """Users' keys that the process of a job is given, beside the worker's own environment."""
@@ -180,9 +213,10 @@ class Worker:
     def _look_after(self, running: Running) -> None:
         try:
             if running.process.poll() is not None:
-                del self._running[running.job.id]
-                self._tell(running)
+                while self._tell(running):
+                    pass
                 self._settle(running)
+                del self._running[running.job.id]  # not before: where the store is silent, it is told when it is back
                 return
             clock = time.monotonic()
             if clock - running.beaten_at > self._lease / 6:
@@ -195,19 +229,34 @@ class Worker:
             if running.asked_at is not None and clock - running.asked_at > STOP_SECONDS:
                 _signal(running.process, signal.SIGKILL)
         except LeaseLost:
-            _signal(running.process, signal.SIGKILL)
-            running.process.wait()
-            self._running.pop(running.job.id, None)
+            self._drop(running)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # what breaks one job may not end the worker, and so the jobs of everybody else
+            log.exception("job %s cannot be looked after", running.job.id)
+            self._drop(running)
+            with contextlib.suppress(LeaseLost):
+                message = f"its worker could not go on with it: {_said(error)}"
+                self._fail(running.job, {"code": "internal_error", "message": message})
 
-    def _tell(self, running: Running) -> None:
+    def _drop(self, running: Running) -> None:
+        """End the process of a job that is not this worker's any more."""
+        _signal(running.process, signal.SIGKILL)
+        running.process.wait()
+        self._running.pop(running.job.id, None)
+
+    def _tell(self, running: Running) -> bool:
+        """Tell the store what is new in a job's run; True where something was."""
         if running.job.work != "train":
-            return
-        told = follow(running.job, self.platform.job_folder(running.job.id) / child.RUN)
+            return False
+        told = follow(running.job, self.platform.job_folder(running.job.id) / child.RUN, running.places)
         if told.events:
             changes: dict[str, Any] = {"progress": told.progress}
             if any(one.type == "checkpoint" for one in told.events):
                 changes["forgiven"] = running.job.attempt  # it got further: earlier deaths count no more
             running.job = self.platform.store.write_as_worker(running.job, changes, told.events)
+        running.places = told.places  # only now: what could not be written down is read again
+        return bool(told.events)
 
     def _settle(self, running: Running, *, is_stopping: bool = False) -> None:
         """Write down how a process ended."""
@@ -275,6 +324,13 @@ class Worker:
 
     def _end(self, job: Job, changes: dict[str, Any], type_: str, message: str) -> None:
         self.platform.store.write_as_worker(job, changes, [event(job.id, job.project, type_, message)])
+
+
+def _said(error: Exception) -> str:
+    """An error in one line without paths of this machine."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return without_paths(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

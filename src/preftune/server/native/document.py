@@ -30,5 +30,5 @@ def document_of(app: FastAPI) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)  # what does not validate is answered 400, as everywhere here
-            operation["responses"] |= {"4XX": told, "503": told}
+            operation["responses"] |= {"4XX": told, "503": told, "507": told}
     return document

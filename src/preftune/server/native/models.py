@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from preftune.app.jobs.exports import archive_key
 from preftune.app.jobs.lineage import ancestry_of
+from preftune.app.jobs.models import delete_model as remove
 from preftune.core import api
 from preftune.server.errors import ApiError
 from preftune.server.lookup import model_of, platform_of
@@ -18,7 +19,7 @@ from preftune.server.native.paging import PartOf, page_of
 from preftune.server.packing import packed
 from preftune.server.ranges import content_of
 from preftune.server.security import CallerOf, audit
-from preftune.store.records import ModelVersion, now
+from preftune.store.records import ModelVersion
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 WAIT_SECONDS = 50.0
@@ -106,6 +107,6 @@ def delete_model(request: Request, caller: CallerOf, name: str) -> api.Deleted:
     model = model_of(request, caller, name)
     if model.form == "base":
         raise ApiError(403, f"{model.name!r} is a base model; only its operator can take it away", code="base_model")
-    platform_of(request).store.change(ModelVersion, model.id, {"deleted_at": now()})
+    remove(platform_of(request), model)
     audit(platform_of(request), caller, "model.delete", model.id, name=model.name)
     return api.Deleted(id=model.id)

@@ -7,13 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from preftune.app.jobs.exports import forget_archives
+from preftune.app.jobs.models import delete_model as remove
 from preftune.app.jobs.models import list_models
 from preftune.server.errors import ApiError
 from preftune.server.lookup import model_of, platform_of
 from preftune.server.security import CallerOf, audit
 from preftune.server.views import seconds
-from preftune.store.records import ModelVersion, now
+from preftune.store.records import ModelVersion
 
 router = APIRouter(prefix="/v1")
 
@@ -41,8 +41,7 @@ def delete_model(request: Request, caller: CallerOf, name: str) -> dict[str, Any
     model = model_of(request, caller, name)
     if model.form == "base":
         raise ApiError(403, f"{name!r} is a base model; only its operator can take it away", code="base_model")
-    platform_of(request).store.change(ModelVersion, model.id, {"deleted_at": now()})
-    forget_archives(platform_of(request), model)
+    remove(platform_of(request), model)
     audit(platform_of(request), caller, "model.delete", model.id, name=name)
     return {"id": name, "object": "model", "deleted": True}
 
