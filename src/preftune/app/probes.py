@@ -290,7 +290,7 @@ def _stages(task: ProbeTask, samples: Sequence[Sample], result: Mapping[str, Any
 def _findings(
     task: ProbeTask, stages: Sequence[StageProbe], result: Mapping[str, Any], limit: MemoryLimit | None
 ) -> list[Finding]:
-    from preftune.training.competence import check_competence
+    from preftune.training.competence import NO_PROBE, check_competence
 
     findings: list[Finding] = []
     if result["error"] is not None:
@@ -300,7 +300,7 @@ def _findings(
             findings.append(Finding("blocker", "out_of_memory", fact, "`preftune plan RECIPE --fix` proposes what fits"))
         else:
             level: Literal["blocker", "warning"] = "warning" if result.get("is_ours") else "blocker"
-            findings.append(Finding(level, "dry_run_failed", fact, "mend what it says, or go on with --no-probe"))
+            findings.append(Finding(level, "dry_run_failed", fact, f"mend what it says, or {NO_PROBE}"))
     for config, stage in zip(task.recipe.stages, stages, strict=False):
         if stage.competence is not None:
             findings += check_competence(config, stage.competence)

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from preftune.training.ranks import Ranks
 
 
+NOT_PROBED = (
+    "the run is not probed (--no-probe, no_probe: true or PREFTUNE_PROBE=off): nobody asked whether the model can do the task, "
+    "nor what memory and time the run takes"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """A trained run: its folder, the final model, and what each stage reached."""
@@ -102,14 +108,26 @@ def train(
         _refuse_together(made, ranks)
         if ranks.is_first:
             run = RunFolder.create(Path(recipe.output), recipe.name or "run", at=folder)
+            run.update({"is_probed": not is_switched_off(probe)})
             save_recipe(recipe, run.recipe_path)
         run = RunFolder(Path(ranks.from_first(str(run.path) if ranks.is_first else "")), is_ours=ranks.is_first)
         check_shared(ranks, run.path, place.cache)
-        return _train_stages(made, run, sink, place, ranks, is_asked=not is_switched_off(probe))
+        return _train_stages(made, run, sink, place, ranks)
 
 
-def resume_run(given: str, sink: EventSink = ignore, context: Context | None = None, output: Path = Path("runs")) -> TrainResult:
-    """Go on with a run that was stopped, from its last whole checkpoint; stages that finished are not repeated."""
+def resume_run(
+    given: str,
+    sink: EventSink = ignore,
+    context: Context | None = None,
+    output: Path = Path("runs"),
+    *,
+    no_probe: bool = False,
+) -> TrainResult:
+    """Go on with a run that was stopped, from its last whole checkpoint; stages that finished are not repeated.
+
+    Parameters
+        no_probe: a model that was refused because it cannot do the task is let go on; without it, it is refused again.
+    """
     from preftune.training.ranks import check_shared, joined
 
     place = context or Context.from_environment()
@@ -119,6 +137,8 @@ def resume_run(given: str, sink: EventSink = ignore, context: Context | None = N
         made = plan(recipe, sink if ranks.is_first else ignore)
         _refuse_together(made, ranks, is_resumed=True)
         check_shared(ranks, run.path, place.cache)
+        if is_switched_off("off" if no_probe else "worthwhile"):
+            run.update({"is_probed": False})
         return _train_stages(made, run, sink, place, ranks, is_resumed=True)
 
 
@@ -141,9 +161,8 @@ def _train_stages(
     ranks: Ranks,
     *,
     is_resumed: bool = False,
-    is_asked: bool = False,
 ) -> TrainResult:
-    """Train stage after stage; ``is_asked`` asks a model first whether it can do the task, where no probe did."""
+    """Train stage after stage; a model is asked first whether it can do the task, where no probe did and the run is probed."""
 
     def keep(event: Event, /) -> None:
         if isinstance(event, Noted):
@@ -151,15 +170,17 @@ def _train_stages(
         sink(event)
 
     if not ranks.is_first:  # the first process speaks, asks the callbacks and writes
-        return _train_held(made, run, ignore, context, ranks, is_resumed=is_resumed, is_asked=is_asked)
+        return _train_held(made, run, ignore, context, ranks, is_resumed=is_resumed)
     with hold(run.path, context.cache), tracked(made.recipe, run, made.stages, keep) as told:
         tell = context.hooks.telling(told)
-        return _train_held(made, run, tell, context, ranks, is_resumed=is_resumed, is_asked=is_asked)
+        return _train_held(made, run, tell, context, ranks, is_resumed=is_resumed)
 
 
-def _train_held(
-    made: Plan, run: RunFolder, tell: EventSink, context: Context, ranks: Ranks, *, is_resumed: bool, is_asked: bool
-) -> TrainResult:
+def _train_held(made: Plan, run: RunFolder, tell: EventSink, context: Context, ranks: Ranks, *, is_resumed: bool) -> TrainResult:
+    is_probed = ranks.from_first(run.read().get("is_probed") if run.is_ours else None)  # None: of a run from before that was kept
+    said = read_jsonl(run.path / "events.jsonl")
+    if is_probed is False and not any(row["code"] == "not_probed" for row in said):
+        tell(Noted("info", "not_probed", NOT_PROBED))
     for finding in made.findings:
         tell(Noted(finding.level, finding.code, f"{finding.fact}; {finding.way_out}"))
     excluded = [
@@ -183,7 +204,8 @@ def _train_held(
                 summary = record
             else:
                 probed = made.probed.stages[index] if index < len(made.probed.stages) else None
-                is_open = is_asked and (probed is None or probed.competence is None)
+                is_begun = any(run.stage_folder(index, config.name).glob("checkpoints/*/manifest.json"))
+                is_open = is_probed and not is_begun and (probed is None or probed.competence is None)
                 work = StageWork(made.recipe, index, data, start, run, context, is_resumed, is_open, ranks=ranks)
                 summary = dict(kind_of(config).run(work, tell))
             summaries.append(summary)

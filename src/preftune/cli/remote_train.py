@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 LEFT_HERE = {"output", "evaluation", "sweep", "tracking", "name"}
 
 
-def train_there(server: str, recipe: Path, overrides: tuple[str, ...]) -> api.JobDetail:
-    """The job when it has succeeded.
+def train_there(server: str, recipe: Path, overrides: tuple[str, ...], *, no_probe: bool = False) -> api.JobDetail:
+    """The job when it has succeeded. no_probe: nobody asks whether the model can do the task.
 
     Raises
         UsageError: a model that is a folder of this machine, or rounds of generating.
@@ -43,7 +43,8 @@ def train_there(server: str, recipe: Path, overrides: tuple[str, ...]) -> api.Jo
             stage["data"]["train"] = [_uploaded(client, path, uploaded) for path in config.data.train]
             if isinstance(config.data.select, str):
                 stage["data"]["select"] = _uploaded(client, config.data.select, uploaded)
-        job = client.jobs.create(given, suffix=re.sub(r"[^A-Za-z0-9._-]", "-", made.name)[:64])
+        told: dict[str, Any] = {"no_probe": True} if no_probe else {}  # else unsaid: an older server has no such field
+        job = client.jobs.create(given, **told, suffix=re.sub(r"[^A-Za-z0-9._-]", "-", made.name)[:64])
         say(f"job {job.id}; Ctrl-C leaves it running, `preftune logs {job.id} --follow` comes back to it")
         return client.jobs.wait(job.id, on_event=lambda event: say(event_line(event)))
 

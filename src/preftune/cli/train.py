@@ -38,7 +38,8 @@ def command(
     """Train every stage of a recipe; each starts from, and is anchored to, the one before."""
     address = server()
     if address is not None:
-        return _train_there(address, recipe, overrides, is_local=resume is not None or dry_run, is_json=is_json)
+        is_local = resume is not None or dry_run or probe is True
+        return _train_there(address, recipe, overrides, is_local=is_local, no_probe=probe is False, is_json=is_json)
     from preftune.app.plan import plan
     from preftune.app.recipes import load_recipe
     from preftune.app.train import prepare_process, resume_run, train
@@ -49,7 +50,9 @@ def command(
     if resume is not None:
         if recipe is not None:
             raise click.UsageError("give a recipe or --resume RUN, not both: a run holds its own recipe")
-        result = resume_run(resume, sink=sink)
+        if probe:
+            raise click.UsageError("--probe rehearses a run before it begins; --resume goes on with one")
+        result = resume_run(resume, sink=sink, no_probe=probe is False)
     else:
         if recipe is None:
             raise click.UsageError("name a recipe file, or --resume RUN")
@@ -71,12 +74,14 @@ def command(
     return 0
 
 
-def _train_there(address: str, recipe: Path | None, overrides: tuple[str, ...], *, is_local: bool, is_json: bool) -> int:
+def _train_there(
+    address: str, recipe: Path | None, overrides: tuple[str, ...], *, is_local: bool, no_probe: bool, is_json: bool
+) -> int:
     from preftune.cli.remote_train import train_there
 
     if recipe is None or is_local:
-        raise click.UsageError("on a server, name a recipe file; --resume and --dry-run are for runs of this machine")
-    job = train_there(address, recipe, overrides)
+        raise click.UsageError("on a server, name a recipe file; --resume, --dry-run and --probe are for runs of this machine")
+    job = train_there(address, recipe, overrides, no_probe=no_probe)
     if is_json:
         print_json(job.model_dump(mode="json"))
     else:

@@ -146,9 +146,10 @@ class Job(Word):
 
 
 class JobDetail(Job):
-    """A job with what it does: the resolved recipe, every default written out."""
+    """A job with what it does: the resolved recipe, every default written out. no_probe: see ``NewJob``."""
 
     recipe: dict[str, Any]
+    no_probe: bool = False
 
 
 class WandbReport(BaseModel):
@@ -174,7 +175,7 @@ class NewJob(BaseModel):
 
     method: a loss (`preftune ls losses`); loss: its options; options: any other key of a recipe's stage. model may be left out
     with ``from_checkpoint`` (a job, ``JOB:STEP`` or a model). suffix: part of the new model's name. priority: higher goes
-    first. wandb: where it reports to.
+    first. wandb: where it reports to. no_probe: as `train --no-probe`: whether the model can do the task is not asked.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -194,14 +195,15 @@ class NewJob(BaseModel):
     ] = {}
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     wandb: WandbReport | None = None
+    no_probe: bool = False
 
 
 class Retry(BaseModel):
-    """Why a job is tried again; kept among its events."""
+    """Why a job is tried again; kept among its events. no_probe: from here on as in a new job."""
 
     model_config = ConfigDict(extra="forbid")
-
     reason: Annotated[str, Field(min_length=1, max_length=1000)]
+    no_probe: bool = False
 
 
 class Priority(BaseModel):

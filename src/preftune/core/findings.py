@@ -58,7 +58,7 @@ FINDINGS: Mapping[str, FindingKind] = {
         "blocker or warning",
         "the model predicts the chosen completions no better than their token frequencies do (mean NLL per token is not below "
         "the unigram entropy; asked from 2,000 chosen tokens on); a warning where the stage is sft",
-        "an sft stage on such completions first, another model or chat template, or `--no-probe`",
+        "an sft stage on such completions first, another model or chat template, or `--no-probe` (a job: `no_probe: true`)",
     ),
     "does_not_stop": FindingKind(
         "warning",
@@ -179,7 +179,7 @@ FINDINGS: Mapping[str, FindingKind] = {
     "dry_run_failed": FindingKind(
         "blocker or warning",
         "the dry run stopped with an error that training would meet too; a warning where only the probe itself could not run",
-        "mend what the fact says, or `--no-probe`",
+        "mend what the fact says, or `--no-probe` (a job: `no_probe: true`)",
     ),
     "long_run": FindingKind(
         "warning", "the predicted time is above 24 hours", "fewer examples or epochs, a smaller model, or a GPU"

@@ -49,8 +49,9 @@ class Jobs:
         """Create a training job: a recipe with ids of files in the place of paths, or simple fields.
 
         Parameters
-            fields: ``method``, ``validation``, ``from_checkpoint``, ``seed``, ``suffix``, ``metadata``, ``priority``, ``loss``;
-                any other is a key of the recipe's stage or an option of the loss (``beta=0.1, epochs=2, adapter="full"``).
+            fields: ``method``, ``validation``, ``from_checkpoint``, ``seed``, ``suffix``, ``metadata``, ``priority``, ``loss``,
+                ``no_probe`` (``True``: nobody asks whether the model can do the task); any other is a key of the recipe's stage
+                or an option of the loss (``beta=0.1, epochs=2, adapter="full"``).
             idempotency_key: the same key makes no second job; a fresh one is sent by default, so a retry makes none either.
         """
         return calls.create_job(calls.job_fields(recipe, model, files, fields), idempotency_key)
@@ -86,9 +87,10 @@ class Jobs:
         return calls.post(at("jobs", job_id, "resume"), api.JobDetail)
 
     @asks
-    def retry(self, job_id: str, reason: str) -> Call[api.JobDetail]:
-        """Queue a failed or cancelled job again."""
-        return calls.post(at("jobs", job_id, "retry"), api.JobDetail, {"reason": reason})
+    def retry(self, job_id: str, reason: str, *, no_probe: bool = False) -> Call[api.JobDetail]:
+        """Queue a failed or cancelled job again. no_probe: as in ``create``, from here on."""
+        asked = {"reason": reason} | ({"no_probe": True} if no_probe else {})
+        return calls.post(at("jobs", job_id, "retry"), api.JobDetail, asked)
 
     @asks
     def set_priority(self, job_id: str, priority: int) -> Call[api.JobDetail]:

@@ -23,6 +23,11 @@ def is_sft(stage: Mapping[str, Any]) -> bool:
     return bool(stage["method"] == "sft")
 
 
+def own_words(job: Job) -> dict[str, Any]:
+    """What a dialect's object says beside its own keys, as ``extra_body`` was told: nothing, where nothing was."""
+    return {"preftune": {"no_probe": True}} if job.no_probe else {}
+
+
 def lr_of(stage: Mapping[str, Any]) -> float:
     """The peak learning rate of a stage."""
     return float(stage["lr"]) if stage["lr"] is not None else base_lr(stage["method"], stage["adapter"])

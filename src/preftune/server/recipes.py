@@ -19,7 +19,7 @@ from preftune.store.records import File, Job, ModelVersion, new_id
 EXTRA = frozenset(
     {"method", "loss", "adapter", "lora", "lr", "schedule", "warmup", "weight_decay", "max_grad_norm", "pairs_per_step",
      "tokens_per_pack", "epochs", "max_steps", "evals", "checkpoints", "keep_checkpoints", "seed", "max_length", "too_long",
-     "dtype", "chat_template", "min_lr_ratio", "num_cycles", "early_stopping", "keep", "probe"}
+     "dtype", "chat_template", "min_lr_ratio", "num_cycles", "early_stopping", "keep", "probe", "no_probe"}
 )  # fmt: skip
 # What a request may hold and nobody is ever shown again, nor kept.
 SECRETS = frozenset({"wandb_key", "wandb_api_key", "hf_api_token", "api_key", "external_api_token", "token", "password"})
@@ -152,6 +152,9 @@ def job_of(platform: Platform, project: str, wanted: Wanted) -> Job:
     if model.get("chat_template") not in {None, "chatml", "plain"}:
         raise ApiError(400, "preftune.chat_template: write chatml or plain", param="preftune.chat_template")
     seed = extra.pop("seed", wanted.seed)
+    no_probe = extra.pop("no_probe", False)
+    if not isinstance(no_probe, bool):
+        raise ApiError(400, "preftune.no_probe: write true or false", param="preftune.no_probe")
     stage = {**wanted.stage, **extra, "data": data}
     if stage.get("early_stopping") is not None and not wanted.validation:
         raise ApiError(400, "early stopping needs a validation file to measure on", param="validation_file")
@@ -174,4 +177,5 @@ def job_of(platform: Platform, project: str, wanted: Wanted) -> Job:
     return Job(
         id=job_id, project=project, work="train", dialect=wanted.dialect, request=without_secrets(wanted.request), recipe=recipe,
         model=base.name, files=files, name=f"{base.name}-{tail}", metadata=wanted.metadata, idempotency=wanted.idempotency,
+        no_probe=no_probe,
     )  # fmt: skip

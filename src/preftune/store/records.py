@@ -145,6 +145,7 @@ class Job(Record):
         forgiven: attempts that count no more, because the job got further in them or was stopped on purpose; it fails
             when ``max_attempts`` in a row brought it no checkpoint further.
         slots: what it takes of a worker: CPU slots or GPUs. priority: higher goes first.
+        no_probe: nobody is to ask whether the model can do the task, nor to rehearse the run.
         name: of the model that it makes. idempotency: the client's key; the same key gives the same job.
         progress: step, steps, seconds left. result: what came out. error: code, message, param.
     """
@@ -157,6 +158,7 @@ class Job(Record):
     dialect: str = "native"
     request: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
+    no_probe: bool = False
     model: str = ""
     files: tuple[str, ...] = ()
     name: str = ""

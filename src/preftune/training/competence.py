@@ -30,6 +30,8 @@ MIN_TOKENS = 2_000
 MAX_ANSWER = 256
 MAX_WORK = 2e12
 """Floating-point operations that the likelihood may cost; a large model sees fewer examples."""
+NO_PROBE = 'go on with --no-probe (in a job\'s body "no_probe": true; in another API\'s, "preftune": {"no_probe": true})'
+"""How a refusal by a probe is overruled; said wherever one refuses."""
 FROM_BASE = frozenset({"sft", "orpo", "cpo"})
 """Methods that teach the answer too: models that do not end their turns yet are what they are for."""
 
@@ -132,10 +134,7 @@ def check_competence(config: StageConfig, measured: Competence) -> list[Finding]
             f"stage {config.name}: the model gives chosen completions {measured.nll:.2f} nats a token, "
             f"no better than their token frequencies do ({measured.entropy:.2f})"
         )
-        way_out = (
-            "train an sft stage on such completions first, check model and chat template, or go on with "
-            "--no-probe (a server: PREFTUNE_PROBE=off where its worker runs)"
-        )
+        way_out = f"train an sft stage on such completions first, check model and chat template, or {NO_PROBE}"
         findings.append(Finding("warning" if config.method == "sft" else "blocker", "cannot_do_the_task", fact, way_out))
     if config.method not in FROM_BASE and 2 * measured.num_ended < measured.num_answers:
         fact = (

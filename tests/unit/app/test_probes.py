@@ -12,7 +12,7 @@ from preftune.app import fix, probes
 from preftune.app.context import Context
 from preftune.app.plan import plan, task_of
 from preftune.app.recipes import load_recipe, make_recipe
-from preftune.app.train import train
+from preftune.app.train import resume_run, train
 from preftune.core.errors import Blocked, UsageError
 from preftune.core.recipe import ModelConfig, StageConfig
 from preftune.training import machine
@@ -74,6 +74,26 @@ def test_a_model_that_knows_nothing_may_not_learn_preferences(recipe, random_mod
     assert train(recipe(model=random_model, max_steps=1, warmup=0), context=place, probe="off").stages, "who insists, may"
     assert train(recipe(model=random_model, method="sft", max_steps=1, warmup=0), context=place).stages, "sft is for that"
     assert train(recipe(max_steps=1, warmup=0), context=place).stages
+
+
+def test_a_refused_run_is_refused_again_until_somebody_insists_and_that_is_kept(recipe, random_model, place, tmp_path):
+    refused = recipe(model=random_model, max_steps=1, warmup=0)
+    with pytest.raises(Blocked):
+        train(refused, context=place, folder=tmp_path / "run")
+    with pytest.raises(Blocked, match="no better than their token frequencies"):
+        resume_run(str(tmp_path / "run"), context=place)
+    assert "not_probed" not in codes(tmp_path / "run")
+    assert resume_run(str(tmp_path / "run"), context=place, no_probe=True).stages
+    assert codes(tmp_path / "run").count("not_probed") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["is_probed"] is False
+    train(refused, context=place, folder=tmp_path / "other", probe="off")
+    assert codes(tmp_path / "other").count("not_probed") == 1
+    resume_run(str(tmp_path / "other"), context=place)
+    assert codes(tmp_path / "other").count("not_probed") == 1, "said once"
+
+
+def codes(run):
+    return [json.loads(line)["code"] for line in (run / "events.jsonl").read_text().splitlines()]
 
 
 def test_the_environment_switches_it_off(recipe, random_model, place, monkeypatch):

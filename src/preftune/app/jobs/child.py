@@ -15,11 +15,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.app.jobs.follow import without_paths
 from preftune.core.errors import Blocked, Interrupted, PreftuneError
 from preftune.core.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from preftune.app.probes import ProbeMode
 
 LOCK_SECONDS = 120.0
 TASK, ERROR, REPORT, RUN = "task.json", "error.json", "report.json", "run"
@@ -80,9 +83,10 @@ def _do(folder: Path, task: dict[str, Any]) -> None:
     context = Context(Path(task["cache"]), Path(task["state"]))
     run = folder / RUN
     if (run / RUN_FILE).is_file() and (run / "recipe.yaml").is_file():
-        resume_run(str(run), context=context)
+        resume_run(str(run), context=context, no_probe=task["no_probe"])
     else:
-        train(make_recipe(task["recipe"], folder), context=context, folder=run)
+        probe: ProbeMode = "off" if task["no_probe"] else "worthwhile"
+        train(make_recipe(task["recipe"], folder), context=context, folder=run, probe=probe)
 
 
 def _die_with(parent: int) -> None:

@@ -109,10 +109,15 @@ def resume(platform: Platform, job: Job) -> Job:
     return advance(platform, changed)
 
 
-def retry(platform: Platform, job: Job, reason: str) -> Job:
-    """Queue a failed or cancelled job again, with the reason kept; it goes on from its last checkpoint."""
+def retry(platform: Platform, job: Job, reason: str, *, no_probe: bool = False) -> Job:
+    """Queue a failed or cancelled job again, with the reason kept; it goes on from its last checkpoint.
+
+    Parameters
+        no_probe: from here on nobody asks whether the model can do the task, and the run is not rehearsed.
+    """
     said = event(job.id, job.project, "retried", f"the job was queued again: {reason}", reason=reason)
     fresh: dict[str, Any] = {"status": "validating", "asked": "", "error": {}, "finished_at": None, "forgiven": job.attempt}
+    fresh |= {"no_probe": True} if no_probe else {}
     changed = _become(platform, job, fresh, ("failed", "cancelled"), [said])
     if changed is None:
         raise WrongState(f"job {job.id} is {_status(platform, job)}; only a failed or cancelled job can be retried")

@@ -208,7 +208,8 @@ class Worker:
         if job.work == "evaluate":
             return evaluations.evaluation_task(self.platform, job)
         recipe = resolve(self.platform, job)
-        return {"work": job.work, "recipe": recipe, "cache": str(cache), "state": str(self.platform.context.state)}
+        place = {"cache": str(cache), "state": str(self.platform.context.state)}
+        return {"work": job.work, "recipe": recipe, "no_probe": job.no_probe, **place}
 
     def _look_after(self, running: Running) -> None:
         try:

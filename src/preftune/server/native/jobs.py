@@ -70,7 +70,7 @@ def retry_job(request: Request, caller: CallerOf, job_id: str, body: api.Retry) 
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     caller.must_be("developer")
     platform = platform_of(request)
-    job = states.retry(platform, native_job(request, caller, job_id), " ".join(body.reason.split()))
+    job = states.retry(platform, native_job(request, caller, job_id), " ".join(body.reason.split()), no_probe=body.no_probe)
     audit(platform, caller, "job.retry", job_id, reason=body.reason)
     return shown.job_detail(job)
 

@@ -38,7 +38,7 @@ def job(record: Job) -> api.Job:
 
 def job_detail(record: Job) -> api.JobDetail:
     """A job with its recipe."""
-    return api.JobDetail(**_job(record), recipe=record.recipe)
+    return api.JobDetail(**_job(record), recipe=record.recipe, no_probe=record.no_probe)
 
 
 def _job(record: Job) -> dict[str, Any]:

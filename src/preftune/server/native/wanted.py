@@ -42,13 +42,13 @@ def job_wanted(platform: Platform, project: str, body: NewJob, idempotency: str 
     return Job(
         id=job_id, project=project, work="train", dialect="native", request=without_secrets(body.model_dump(exclude_unset=True)),
         recipe=kept, model=base.name, files=files, name=f"{base.name}-{tail}", metadata=body.metadata, priority=body.priority,
-        idempotency=idempotency,
+        idempotency=idempotency, no_probe=body.no_probe,
     )  # fmt: skip
 
 
 def _given(body: NewJob) -> dict[str, Any]:
     """The recipe that was given, or the one that the simple fields mean."""
-    simple = body.model_dump(exclude_unset=True, exclude={"recipe", "suffix", "metadata", "priority", "wandb"})
+    simple = body.model_dump(exclude_unset=True, exclude={"recipe", "suffix", "metadata", "priority", "wandb", "no_probe"})
     if body.recipe is not None:
         if simple:
             raise ApiError(400, f"{next(iter(simple))} belongs into recipe when recipe is given", param=next(iter(simple)))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from preftune.app.jobs import states
 from preftune.app.jobs.reporting import Report
 from preftune.server.errors import ApiError
-from preftune.server.job_views import beta_of, is_sft, lr_of, num_tokens, seconds_left, stage_of, total_steps
+from preftune.server.job_views import beta_of, is_sft, lr_of, num_tokens, own_words, seconds_left, stage_of, total_steps
 from preftune.server.lookup import platform_of, training_job
 from preftune.server.recipes import NAME, Wanted, base_lr, check_beta, create
 from preftune.server.security import CallerOf, audit
@@ -216,6 +216,7 @@ def job_object(job: Job) -> dict[str, Any]:
         ],
         "metadata": job.metadata,
         "method": {"type": kind, kind: {"hyperparameters": hyper}},
+        **own_words(job),
     }
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from preftune.app.jobs import states
 from preftune.server.compat.seekr.projects import LABEL, project_by_number
 from preftune.server.errors import ApiError
-from preftune.server.job_views import beta_of, is_held_out, is_sft, lr_of, metrics_of, stage_of
+from preftune.server.job_views import beta_of, is_held_out, is_sft, lr_of, metrics_of, own_words, stage_of
 from preftune.server.lookup import every, platform_of, training_job
 from preftune.server.recipes import Wanted, check_beta, create
 from preftune.server.security import Caller, CallerOf, audit
@@ -225,6 +225,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "completed_at": zulu(job.finished_at) if job.status == "succeeded" else None,
         "description": None,
         "error_analysis": job.error.get("message"),
+        **own_words(job),
     }  # fmt: skip
 
 

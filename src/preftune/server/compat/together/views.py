@@ -12,6 +12,7 @@ from preftune.server.job_views import (
     loss_of,
     lr_of,
     num_tokens,
+    own_words,
     seconds_left,
     stage_of,
     total_steps,
@@ -82,6 +83,7 @@ def job_object(job: Job, events: list[dict[str, Any]]) -> dict[str, Any]:
         "wandb_entity": request.get("wandb_entity"),
         "progress": {"estimate_available": is_running and left is not None, "seconds_remaining": _remaining(job, left)},
         "events": events,
+        **own_words(job),
     }
 
 
