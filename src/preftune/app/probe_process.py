@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from preftune.core.errors import PreftuneError
 from preftune.core.files import read_json, write_json
+from preftune.core.loading import own_process
 from preftune.core.recipe import ModelConfig, StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.training.rehearsal import Sample
@@ -63,6 +64,7 @@ class ProbeRequest:
 
 def main(folder: Path) -> int:
     """Rehearse every stage; 0 done, 1 a stage failed and the result says how."""
+    own_process()
     request = TypeAdapter(ProbeRequest).validate_python(read_json(folder / REQUEST))
     result: dict[str, Any] = {"stages": [], "error": None, "is_memory": False}
     try:

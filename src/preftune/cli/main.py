@@ -16,6 +16,7 @@ import click
 from preftune.cli.output import print_error, say
 from preftune.core.errors import Blocked, Interrupted, NonFiniteLoss, PreftuneError, RankLost, UsageError
 from preftune.core.launch import Launch
+from preftune.core.loading import own_process, without_collections
 from preftune.core.version import __version__
 
 SAID_BY_ALL = (Blocked, Interrupted, NonFiniteLoss, UsageError)  # errors that every process of a run meets alike
@@ -85,7 +86,8 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"preftune.cli.{cmd_name.replace('-', '_')}")
+        with without_collections():
+            module = importlib.import_module(f"preftune.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
@@ -126,6 +128,7 @@ def cli(ctx: click.Context, /, server: str | None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    own_process()
     given = sys.argv[1:] if arguments is None else arguments
     is_json = "--json" in given
     try:

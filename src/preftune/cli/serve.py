@@ -10,6 +10,7 @@ import click
 from preftune.cli.output import say
 from preftune.core.addresses import limit_addresses
 from preftune.core.errors import UsageError
+from preftune.core.loading import without_collections
 
 if TYPE_CHECKING:
     from preftune.app.serving.service import Capturing
@@ -82,13 +83,14 @@ def command(
     slots: int,
 ) -> int:
     """Serve the API with an embedded worker: OpenAI's, Together's and SeekrFlow's clients work unchanged."""
-    from preftune.app.jobs.platform import Platform
-    from preftune.app.serving.service import ServingOptions
-    from preftune.server.observe import write_log
-    from preftune.server.run import serve
-    from preftune.server.settings import ServerSettings
-    from preftune.serving.embedded import EngineOptions
-    from preftune.serving.upstream import parse_upstream
+    with without_collections():
+        from preftune.app.jobs.platform import Platform
+        from preftune.app.serving.service import ServingOptions
+        from preftune.server.observe import write_log
+        from preftune.server.run import serve
+        from preftune.server.settings import ServerSettings
+        from preftune.serving.embedded import EngineOptions
+        from preftune.serving.upstream import parse_upstream
 
     limit_addresses(reached)
     write_log(log)

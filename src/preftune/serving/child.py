@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from preftune.core.errors import PreftuneError
+from preftune.core.loading import own_process
 from preftune.core.recipe import ModelConfig
 from preftune.modeling.adapter_bank import BASE, read_factors
 from preftune.modeling.decoder import decoder_of
@@ -199,6 +200,7 @@ def _precision(dtype: str) -> Any:
 
 def main() -> int:
     """The process. Its first line of input is the configuration."""
+    own_process()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints to stdout is no answer
     lines = os.fdopen(os.dup(0), "r", encoding="utf-8")

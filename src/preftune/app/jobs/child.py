@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.app.jobs.follow import without_paths
 from preftune.core.errors import Blocked, Interrupted, PreftuneError
 from preftune.core.files import read_json, write_json
+from preftune.core.loading import own_process
 
 if TYPE_CHECKING:
     from preftune.app.probes import ProbeMode
@@ -31,6 +32,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(folder: Path, parent: int) -> int:
     """Do the task in a folder; the exit code is that of the command line."""
+    own_process()
     _die_with(parent)
     (folder / ERROR).unlink(missing_ok=True)
     with (folder / "lock").open("a") as lock:
