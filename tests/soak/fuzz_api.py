@@ -27,7 +27,7 @@ from preftune.server.app import create_app
 from preftune.server.settings import ServerSettings
 from preftune.store.artifacts import Artifacts
 from preftune.store.memory import MemoryStore
-from preftune.store.records import File, Job, ModelVersion
+from preftune.store.records import File, Job, ModelVersion, Resource, Upload
 
 TEXTS = (
     "", " ", "x", "x" * 300, "y" * 70_000, "../../etc/passwd", "/etc/passwd", "..%2f..%2fetc", "file:///etc/passwd",
@@ -43,6 +43,47 @@ RAW = (
     b"{}{}", b'{"seed": 1e999}', b'{"a": "\\ud800"}', b'{"\\ud800": 1}', b"\x1f\x8b\x08\x00", b"%PDF-1.7",
     b'{"model": 1' + b"0" * 5000 + b"}",
 )  # fmt: skip
+ROW = {"item": {"q": "a", "n": 1}, "sample": {"output_text": "b"}}
+GRADERS = [
+    {"type": "string_check", "name": "eq", "operation": "ilike", "input": "{{sample.output_text}}", "reference": "{{item.q}}"},
+    {"type": "text_similarity", "name": "near", "evaluation_metric": "rouge_l", "input": "{{item.q}}", "reference": "a b",
+     "pass_threshold": 0.5},
+    {"type": "label_model", "name": "good", "model": "starter", "labels": ["good", "bad"], "passing_labels": ["good"],
+     "input": [{"role": "user", "content": "Q: {{item.q}}"}]},
+    {"type": "score_model", "name": "score", "model": "starter", "range": [0, 10], "pass_threshold": 5,
+     "input": [{"role": "user", "content": {"type": "input_text", "text": "{{item.q}}"}}]},
+    {"type": "multi", "name": "both", "calculate_output": "(a + b) / 2", "graders": {
+        "a": {"type": "string_check", "name": "a", "operation": "eq", "input": "x", "reference": "x"},
+        "b": {"type": "text_similarity", "name": "b", "evaluation_metric": "fuzzy_match", "input": "x", "reference": "y"}}},
+]  # fmt: skip
+EXTRA = {"loss": {"beta": 0.1, "rpo_alpha": 0.2}, "lora": {"rank": 4, "alpha": 8.0}, "early_stopping": {"patience": 2}}
+WRITER = {"model": "starter", "model_source": "serverless", "system_template": "Be {{ q }}.", "input_template": "{{ q }}"}
+JUDGE = {"model": "judge", "model_source": "external", "external_base_url": "http://localhost:1/v1", "external_api_token": "t"}
+# whole bodies of the routes whose schemas say no more than "an object" somewhere inside
+FULL = {
+    "/v1/evals": {"name": "e", "testing_criteria": GRADERS, "metadata": {"a": "b"}, "data_source_config": {
+        "type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}},
+    "/v1/evals/{eval_id}/runs": {"name": "r", "data_source": {
+        "type": "completions", "model": "starter", "sampling_params": {"temperature": 0.5, "seed": 1, "max_completion_tokens": 4},
+        "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.q}}"}]},
+        "source": {"type": "file_content", "content": [ROW, ROW]}}},
+    "/v1/fine_tuning/alpha/graders/run": {"grader": GRADERS[0], "model_sample": "b", "item": {"q": "a"}},
+    "/v1/fine_tuning/jobs": {"model": "starter", "training_file": "file-1", "seed": 1, "suffix": "s", "metadata": {"a": "b"},
+        "method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1, "n_epochs": 1, "learning_rate_multiplier": 2}}},
+        "integrations": [{"type": "wandb", "wandb": {"project": "p", "tags": ["t"]}}], "preftune": EXTRA},
+    "/v1/fine-tunes": {"model": "starter", "training_file": "file-1", "validation_file": "file-1", "n_evals": 2,
+        "lr_scheduler": {"lr_scheduler_type": "cosine", "lr_scheduler_args": {"min_lr_ratio": 0.1, "num_cycles": 0.5}},
+        "training_method": {"method": "dpo", "dpo_beta": 0.1, "rpo_alpha": 0.5, "simpo_gamma": 0.5}, "max_grad_norm": 1.0,
+        "training_type": {"type": "Lora", "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_trainable_modules": "q_proj"},
+        "early_stopping_enabled": True, "early_stopping_min_delta": 0.1, "weight_decay": 0.1, "warmup_ratio": 0.1,
+        "preftune": EXTRA},
+    "/v1/flow/fine-tunes": {"project_id": 1, "infrastructure_config": {"accel_type": "H100", "n_accel": 1, "n_node": 1},
+        "training_config": {"training_files": ["file-1"], "model": "starter", "n_epochs": 1, "fine_tune_type": "PREFERENCE",
+            "beta": 0.1, "lora_config": {"r": 4, "alpha": 8, "extras": {"use_rslora": True, "target_modules": ["q_proj"]}},
+            "experiment_name": "an experiment", "preftune": EXTRA}},
+    "/v1/evaluation": {"type": "compare", "parameters": {
+        "input_data_file_path": "file-1", "judge": JUDGE, "model_a": "a", "model_b": WRITER}},
+}  # fmt: skip
 PART = b'--x\r\nContent-Disposition: form-data; name="file"'
 FORMS = (
     b"", b"--x", b"--x--\r\n", b"--x\r\n\r\n\r\n--x--\r\n", PART + b"\r\n\r\nabc\r\n--x--\r\n",
@@ -70,6 +111,12 @@ HEADERS = (
 RANGES = ("bytes=0-", "bytes=-1", "bytes=9-1", "bytes=a-b", "bytes=0-1,3-4", "bytes=99999999999999999999-", "lines=1-2")
 CHECKED_APART = ("/v1/flow/files", "/v1/flow/bulk_files")  # a process for each, so few are sent
 IDS = ("file-1", "ft-1", "ml_1", "starter", "tuned", "alias", "nothing", "1")
+# a parameter of a path to what is there, so that spoilt bodies reach what lies behind the look-up
+KNOWN = {
+    "eval_id": "eval_1", "run_id": "evalrun_1", "evaluation_id": "eval-1", "deployment_id": "dep_1", "endpoint_id": "ep_1",
+    "upload_id": "upload_1", "number": "1", "project_id": "proj_default", "part": "1", "name": "tuned", "model_id": "ml_1",
+    "item_id": "outputitem_1_0",
+}  # fmt: skip
 
 
 class Fuzz:
@@ -151,7 +198,7 @@ class Fuzz:
         if roll < 0.25:
             return self.random.choice(RAW)
         schema = operation["requestBody"]["content"].get("application/json", {}).get("schema", {})
-        body = self.good(schema, 0)
+        body = FULL[path] if path in FULL and self.random.random() < 0.7 else self.good(schema, 0)
         for _ in range(self.random.choice((0, 1, 1, 2, 3))):
             body = self.spoil(body)
         if "chat" in path or "completions" in path:  # no model is started for a request that happens to be right
@@ -161,7 +208,9 @@ class Fuzz:
     def pick_id(self, path: str, name: str) -> str:
         """Something in the place of an id; often one that leads somewhere."""
         if self.random.random() < 0.5:
-            known = "ft-1" if "job" in name or "fine-tune" in path else "file-1" if "file" in name else "ml_1"
+            known = "ft-1" if "job" in name or "fine-tune" in path else "file-1" if "file" in name else KNOWN.get(name, "ml_1")
+            if name == "deployment_id" and "/flow/" in path:
+                known = "deployment-1"
             return self.random.choice(("cancel", "pause", "resume")) if name == "action" else known
         text = self.random.choice(IDS) if self.random.random() < 0.5 else self.random.choice(TEXTS)
         return text.encode("utf-8", "replace").decode()[:400] or "-"
@@ -257,7 +306,42 @@ def seeded(platform: Platform) -> str:
     platform.store.insert(
         ModelVersion(id="ml_1", project=project, name="tuned", version=1, form="adapter", job="ft-1", run="nowhere")
     )
+    seed_dialects(platform, project)
     return add_key(platform, project, "fuzz", "admin")[1]
+
+
+def seed_dialects(platform: Platform, project: str) -> None:
+    """What only one dialect has: an eval with a run, an evaluation, a project, deployments, an endpoint, an open upload."""
+    check = {"type": "string_check", "name": "eq", "operation": "eq", "input": "{{item.q}}", "reference": "x"}
+    bodies = {
+        "eval_1": ("openai.eval", "mine", {
+            "name": "mine", "metadata": {}, "testing_criteria": [check],
+            "data_source_config": {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True},
+        }),
+        "flow_1": ("seekr.project", "1", {"name": "a project", "description": "of a fuzz"}),
+        "deployment-1": ("seekr.deployment", "mine-too", {
+            "name": "mine-too", "description": "of a fuzz", "model_type": "Fine-tuned Run", "model_id": "tuned", "n_instances": 1,
+            "model": "ml_1", "is_active": False, "updated_at": None, "deployed_at": None,
+        }),
+        "ep_1": ("together.endpoint", "default/ep", {"split": [], "updated_at": "2026-01-02T03:04:05+00:00"}),
+        "dep_1": ("together.deployment", "default/ep", {
+            "name": "dep", "endpoint": "ep_1", "model": "ml_1", "replicas": {"minReplicas": 1, "maxReplicas": 1},
+            "is_active": True, "updated_at": "2026-01-02T03:04:05+00:00",
+        }),
+    }  # fmt: skip
+    for made, (kind, name, body) in bodies.items():
+        platform.store.insert(Resource(id=made, project=project, type=kind, name=name, body=body))
+    common = {"project": project, "work": "evaluate", "status": "cancelled", "files": ("file-1",)}
+    source = {"type": "jsonl", "source": {"type": "file_id", "id": "file-1"}}
+    task = {"kind": "graders", "graders": [check], "sample": None, "models": []}
+    run = Job(id="evalrun_1", name="eval_1", dialect="openai", request={"data_source": source}, recipe=task, **common)
+    judged = Job(
+        id="eval-1", name="evaluation:compare", dialect="together", request={"type": "compare", "parameters": {}},
+        recipe={"kind": "compare", "judge": {"model": "starter"}, "model_a": "a", "model_b": "b"}, **common,
+    )  # fmt: skip
+    for job in (run, judged):
+        platform.store.insert(job)
+    platform.store.insert(Upload(id="upload_1", project=project, filename="b.jsonl", purpose="fine-tune", bytes=100))
 
 
 def latin(text: str) -> str:

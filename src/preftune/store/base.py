@@ -96,7 +96,7 @@ class Store(Protocol):
         """Give a worker the next job: of the highest priority, of these the oldest.
 
         Queued jobs, and running ones whose worker died: those in ``lost`` (id to beat) whose beat is still that one. The
-        job comes back ``running`` with this worker, the next attempt and beat 0. A lost job that has no attempt left
+        job comes back ``running`` with this worker, the next attempt and beat 0. A lost job whose workers died too often
         becomes ``failed``. Two callers never get one job.
         """
 

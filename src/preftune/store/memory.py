@@ -82,7 +82,7 @@ class MemoryStore:
             queued = [job for job in jobs if job.status == "queued"]
             dead = [job for job in jobs if job.status in {"running", "exporting"} and lost.get(job.id) == job.beat]
             for job in sorted([*queued, *dead], key=lambda job: (-job.priority, job.number)):
-                if job.status != "queued" and not job.has_attempts_left:
+                if job.status != "queued" and not job.has_workers_left:
                     self.change(Job, job.id, {**lost_attempts(job), "finished_at": now(), "updated_at": now()})
                     continue
                 stamp = {"started_at": job.started_at or now(), "updated_at": now()}

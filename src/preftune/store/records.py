@@ -143,7 +143,8 @@ class Job(Record):
         worker, attempt, beat: who runs it, the how-manieth claim that is, and a count that the worker raises while it
             lives. Who writes as a worker names worker and attempt, so a worker that lost its job cannot write.
         forgiven: attempts that count no more, because the job got further in them or was stopped on purpose; it fails
-            when ``max_attempts`` in a row brought it no checkpoint further.
+            when ``max_attempts`` in a row brought it no further, or twice as many that ended with their worker: a worker dies
+            for reasons of its own too.
         slots: what it takes of a worker: CPU slots or GPUs. priority: higher goes first.
         no_probe: nobody is to ask whether the model can do the task, nor to rehearse the run.
         name: of the model that it makes. idempotency: the client's key; the same key gives the same job.
@@ -183,8 +184,13 @@ class Job(Record):
 
     @property
     def has_attempts_left(self) -> bool:
-        """Whether it may be claimed again after its process or its worker died."""
+        """Whether it may be claimed again after its process died."""
         return self.attempt - self.forgiven < self.max_attempts
+
+    @property
+    def has_workers_left(self) -> bool:
+        """Whether it may be claimed again after its worker died."""
+        return self.attempt - self.forgiven < 2 * self.max_attempts
 
 
 class Event(Record):

@@ -111,7 +111,7 @@ class SqlStore:
         with self._write() as connection:
             while (row := connection.execute(query).first()) is not None:
                 job = _record(Job, row)
-                if job.status != "queued" and not job.has_attempts_left:
+                if job.status != "queued" and not job.has_workers_left:
                     ended = {**lost_attempts(job), "finished_at": now(), "updated_at": now()}
                     self._change(connection, Job, job.id, ended, {})
                     continue

@@ -117,6 +117,23 @@ def test_all_that_a_process_wrote_is_told_when_it_has_ended(platform, project, w
     worker.tick()
     told = [one.step for one in events_of(platform, job) if one.type == "metrics"]
     assert told == list(range(1, steps + 1))
+    assert platform.store.get(Job, job.id).forgiven == job.attempt, "it got further than ever"
+
+
+def test_deaths_at_the_same_place_end_a_job_and_others_do_not(platform, project, worker):
+    job = queued(platform, project)
+    stage = platform.job_folder(job.id) / "run" / "stages" / "1-dpo"
+    stage.mkdir(parents=True)
+    lines = [json.dumps({"step": step, "loss": 0.5}) + "\n" for step in (1, 2)]
+    for attempt in range(1, 6):
+        mine = platform.store.claim(worker.name, work=["train"], slots=1, lost={})
+        assert mine.attempt == attempt
+        (stage / "metrics.jsonl").write_text("".join(lines[:attempt]))  # the first two attempts get a step further each
+        ended(worker, mine, 9, platform.job_folder(job.id))
+        worker._look_after(worker._running[job.id])
+        now = platform.store.get(Job, job.id)
+        assert (now.status, now.forgiven) == ("queued" if attempt < 5 else "failed", min(attempt, 2))
+    assert "died 3 times without getting any further" in now.error["message"]
 
 
 def test_a_job_that_cannot_be_started_fails_alone(platform, project, worker):

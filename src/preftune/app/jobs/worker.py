@@ -253,8 +253,8 @@ class Worker:
         told = follow(running.job, self.platform.job_folder(running.job.id) / child.RUN, running.places)
         if told.events:
             changes: dict[str, Any] = {"progress": told.progress}
-            if any(one.type == "checkpoint" for one in told.events):
-                changes["forgiven"] = running.job.attempt  # it got further: earlier deaths count no more
+            if any(one.type in {"checkpoint", "metrics"} for one in told.events):  # nothing is told twice
+                changes["forgiven"] = running.job.attempt  # it got further than ever: earlier deaths count no more
             running.job = self.platform.store.write_as_worker(running.job, changes, told.events)
         running.places = told.places  # only now: what could not be written down is read again
         return bool(told.events)
