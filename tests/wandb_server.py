@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
+import ssl
+import subprocess
 import threading
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,11 +29,49 @@ def package_path(folder):
     return folder
 
 
-class WandbServer:
-    """Listens while it is entered. calls: (operation or path, body, Authorization) of every request, in order."""
+@contextmanager
+def silent_server():
+    """The port of a server that takes every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as kept:
 
-    def __init__(self):
-        self.calls = []
+        def take():
+            with suppress(OSError):
+                while True:
+                    kept.enter_context(listener.accept()[0])
+
+        threading.Thread(target=take, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def untrusted_server(folder):
+    """The port of an https server whose certificate nobody signed but itself."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.handle_error = lambda request, address: None  # who refuses the certificate hangs up
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class WandbServer:
+    """Listens while it is entered. calls: (operation or path, body, Authorization) of every request, in order.
+
+    silent_at: requests whose path ends so are taken and never answered.
+    """
+
+    def __init__(self, silent_at=None):
+        self.calls, self._silent_at, self._is_over = [], silent_at, threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
 
     def __enter__(self):
@@ -37,6 +79,7 @@ class WandbServer:
         return self
 
     def __exit__(self, *error):
+        self._is_over.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -84,6 +127,8 @@ class WandbServer:
                     name = given.get("operationName", "")
                     said = {"data": outer.answer(name, given.get("variables") or {})}
                 outer.calls.append((name, given, self.headers.get("Authorization", "")))
+                if outer._silent_at and self.path.endswith(outer._silent_at):
+                    outer._is_over.wait()
                 content = json.dumps(said).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")

@@ -16,6 +16,7 @@ import click
 from preftune.cli.output import print_error, say
 from preftune.core.errors import Blocked, Interrupted, NonFiniteLoss, PreftuneError, RankLost, UsageError
 from preftune.core.launch import Launch
+from preftune.core.leaving import end
 from preftune.core.loading import own_process, without_collections
 from preftune.core.version import __version__
 
@@ -154,6 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM}:
             raise
         code = print_error(UserMistake(_say(error)), 1, is_json=is_json)
+    if arguments is None:  # the process is this verb's alone
+        end(code)
     sys.exit(code)
 
 

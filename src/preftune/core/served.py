@@ -104,10 +104,11 @@ class Split(Word):
 
 
 class ServedBase(Word):
-    """A base model in memory: its process or the server behind it, and what it does now.
+    """A base model in memory, by the name that it is asked by: its process or the server behind it, and what it does now.
 
-    growing: answers being written; reading: prompts being read; waiting: requests in the queue. adapters: name to bytes, None
-    where another server keeps them. positions: the longest conversation, in tokens. reason: why answers are not batched.
+    growing: answers being written; reading: prompts being read; waiting: requests in the queue. adapters: name (another
+    project's: id) to bytes, None where another server keeps them. positions: the longest conversation, in tokens. reason: why
+    answers are not batched.
     """
 
     base: str

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 
 from preftune.app.jobs.states import WrongState
 from preftune.core.errors import InputError, PreftuneError, UsageError
+from preftune.core.places import without_places
 from preftune.store.artifacts import TooLarge
 from preftune.store.base import Conflict, StoreUnavailable
 
@@ -54,9 +55,9 @@ def not_found(kind: str, name: str) -> ApiError:
 
 
 def envelope(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The body of an error."""
+    """The body of an error; a place of the server's machine that its message names is cut to its last name."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": without_places(message), "type": kind, "param": param, "code": code}}
 
 
 def add_handlers(app: FastAPI) -> None:

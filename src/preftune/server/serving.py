@@ -35,10 +35,11 @@ class Which(BaseModel):
 
 @router.get("", response_model_exclude_none=True)
 async def state(request: Request, caller: CallerOf) -> ServedBases:
-    """Every base in memory: its process, answers that grow, requests that wait, adapters and their bytes."""
+    """Every base in memory: its process, answers that grow, requests that wait, adapters by name and their bytes."""
     caller.must_be("admin")
     try:
-        return ServedBases(data=tuple(ServedBase.model_validate(one) for one in await _service(request).state()))
+        found = await _service(request).state(caller.project)
+        return ServedBases(data=tuple(ServedBase.model_validate(one) for one in found))
     except EngineError as error:
         raise api_error(error) from None
 
@@ -82,7 +83,7 @@ def load_adapter(request: Request, caller: CallerOf, body: Adapter) -> dict[str,
     if base_of != str(folder) and base_of not in known:
         raise ApiError(400, "lora_path: the adapter's base is no model of this server", param="lora_path", code="invalid_value")
     add_base_model(platform, body.lora_name, str(folder))
-    audit(platform, caller, "adapter.load", body.lora_name, folder=str(folder))
+    audit(platform, caller, "adapter.load", body.lora_name, folder=str(folder.relative_to(Path(allowed).resolve())))
     return {"object": "adapter", "lora_name": body.lora_name, "loaded": True}
 
 

@@ -70,7 +70,11 @@ class RunFacts:
 
 
 class Sink(Protocol):
-    """One tool. Every method is called on one thread, in order; what they raise is told once and ends the sink."""
+    """One tool. Every method is called on one thread, in order; what they raise is told once and ends the sink.
+
+    A sink may also have ``abandon()``. It is called on the run's thread when the run ends and the sink failed or still works, and
+    ends at once whatever of the tool would keep the process from ending.
+    """
 
     def missing(self) -> str:
         """What keeps the sink from working, in a few words, such as a package that is not installed; else empty."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from preftune.core.events import Event, EventSink, Noted, Progress
+from preftune.core.leaving import leave_behind
 from preftune.tracking.base import RunFacts, Sink, Status, without_secrets
 
 QUEUE = 10_000
@@ -74,7 +76,18 @@ class Tracking:
             lane.thread.join(max(0.0, deadline - time.monotonic()))
             if lane.thread.is_alive() and not lane.failure:
                 lane.failure = f"did not end within {self._close_seconds:.0f} s and was left; its last events may be missing"
+            if lane.failure:
+                self._abandon(lane)
             self._say(lane)
+
+    def _abandon(self, lane: _Lane) -> None:
+        """Let a sink that failed or hangs drop what would keep this process from ending, and wait for none of it at the end."""
+        abandon: Callable[[], None] | None = getattr(lane.sink, "abandon", None)
+        if abandon is not None:
+            with contextlib.suppress(Exception):
+                abandon()
+        if abandon is not None or (lane.thread is not None and lane.thread.is_alive()):
+            leave_behind(f"sink {lane.name}")
 
     def _say(self, lane: _Lane) -> None:
         if lane.num_dropped and not lane.failure:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from preftune.core.addresses import AddressPolicy
@@ -16,6 +19,11 @@ from preftune.tracking.guarded_proxy import GuardedProxy
 
 HOST = "api.wandb.ai"
 CLOUD = f"{HOST}, storage.googleapis.com"  # the second is where W&B's own service has files put
+INIT_SECONDS = 60.0
+"""How long a W&B server may take to begin a run; its thread waits, the run does not."""
+FINISH_SECONDS = 20.0
+"""How long it may take for the last metrics: less than the runner lets a sink end in, so that W&B itself says what is missing."""
+SERVICE = "wandb-core"
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s'\"/]+/)+")
 
 
@@ -51,6 +59,7 @@ class WeightsAndBiases:
     name: str = ""
     tags: tuple[str, ...] = ()
     _is_guarded: bool = field(default=False, init=False, repr=False)
+    _is_service_ours: bool = field(default=False, init=False, repr=False)
     _run: RunFacts | None = field(default=None, init=False, repr=False)
     _wandb: Any = field(default=None, init=False, repr=False)
 
@@ -76,7 +85,10 @@ class WeightsAndBiases:
         folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         guarded = self._guard()
-        self._is_guarded = bool(guarded)
+        self._is_guarded, self._is_service_ours = bool(guarded), not _services()
+        patience: dict[str, Any] = {"init_timeout": INIT_SECONDS}
+        if "finish_timeout" in wandb.Settings.model_fields:  # older packages wait until `abandon` ends them
+            patience |= {"finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
         self._wandb = wandb.init(
             project=self.project,
             entity=self.entity or None,
@@ -87,7 +99,7 @@ class WeightsAndBiases:
             config=without_folders(dict(run.recipe)) if guarded else dict(run.recipe),
             dir=str(folder),
             mode=self._mode(),
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, **guarded),
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, **patience, **guarded),
         )
         for stage in run.stages:
             prefix = "" if len(run.stages) < 2 else f"{stage}/"
@@ -110,6 +122,13 @@ class WeightsAndBiases:
         self._wandb.summary["status"] = status
         self._wandb.finish(exit_code=0 if status == "finished" else 1)
 
+    def abandon(self) -> None:
+        """End the package's service, which sends: else the package waits for it when this process ends, for minutes where nobody
+        answers. What it did not send is in ``RUN/tracking/wandb``. A service that somebody else began stays."""
+        for process in _services() if self._is_service_ours else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
     def _guard(self) -> dict[str, Any]:
         """Settings of a run on a user's word: through a proxy that judges addresses, and silent on this machine."""
         policy = wandb_policy()
@@ -126,6 +145,17 @@ class WeightsAndBiases:
 
     def _mode(self) -> str:
         return self.mode or os.environ.get("WANDB_MODE", "") or "online"
+
+
+def _services() -> list[int]:
+    """Processes of W&B's service that this one started; none where the system does not tell (it has no /proc)."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text(encoding="utf-8", errors="replace").rpartition(")")  # PID (NAME) STATE PARENT ...
+            if name.endswith(f"({SERVICE}") and int(rest.split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
 
 
 def _has_key() -> bool:

@@ -105,6 +105,23 @@ def test_each_dialect_takes_it_and_says_it_again(server, file, route):
     assert (status, answer["error"]["message"]) == (400, "preftune.no_probe: write true or false")
 
 
+def test_a_job_of_several_processes_is_refused_or_told(server, file):
+    stage = {"method": "dpo", "data": {"train": [file]}, "distributed": "fsdp2"}
+    status, answer, _ = server.ask("/api/v1/jobs", "POST", {"recipe": {"model": "random", "stages": [stage]}})
+    assert (status, answer["error"]["param"]) == (400, "stages.0.distributed")
+    assert "a job trains in one process" in answer["error"]["message"]
+    server.ask("/v1/flow/projects", "POST", {"name": "several", "description": "many of them"})
+    body = BODIES["/v1/flow/fine-tunes"](file, SMALL)
+    for number, count in ((1, 1), (4, 2)):
+        machine = {"accel_type": "A100", "n_accel": number, "n_node": 1}
+        _, made, _ = server.ask("/v1/flow/fine-tunes", "POST", {**body, "infrastructure_config": machine})
+        events = server.ask(f"/api/v1/jobs/{made['id']}/events")[1]["data"]
+        told = [one["message"] for one in events if one["type"] == "warning"]
+        assert len(told) == count - 1, told
+        assert all("n_accel 4, n_node 1 is not honoured" in one for one in told)
+        server.ask(f"/api/v1/jobs/{made['id']}/cancel", "POST")
+
+
 def test_the_command_line_tells_the_server_and_the_run_says_so(server, starter_rows, tmp_path):
     starter_rows("pairs.jsonl", 32)
     settings = "".join(f"{key}: {value}\n" for key, value in SMALL.items())

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import pytest
 
-from wandb_server import WandbServer, package_path
+from wandb_server import WandbServer, package_path, silent_server, untrusted_server
 
 KEY = "abcdef0123456789abcdef0123456789abcdef01"
 AUTHORIZATION = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
@@ -36,6 +37,41 @@ def reporting(start, tmp_path_factory, wandb):
         started = start("reporting", "--allow-url", wandb.url.removeprefix("http://"))
     yield started
     assert holding(place, KEY) == []
+
+
+@pytest.mark.slow
+def test_a_w_and_b_server_that_hangs_or_is_not_to_be_trusted_costs_a_job_a_bounded_time(
+    start, tmp_path, starter_rows, monkeypatch
+):
+    packages = package_path(tmp_path / "packages")
+    if packages is None:
+        pytest.skip("the trackers' environment is not there: `make trackers` makes it")
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    server = start("hanging", "--allow-url", "127.0.0.1", "--slots", "3")
+    with silent_server() as silent, untrusted_server(tmp_path) as untrusted, WandbServer(silent_at="file_stream") as later:
+        file = upload(server, starter_rows)
+        urls = [f"http://127.0.0.1:{silent}", f"https://127.0.0.1:{untrusted}", later.url]
+        jobs = [
+            server.ask("/v1/fine-tunes", "POST", together(file, wandb_key=KEY, wandb_base_url=url, wandb_project_name="p"))[1]
+            for url in urls
+        ]
+        done = [ended(server, job["id"], seconds=900) for job in jobs]
+        assert [job["status"] for job in done] == ["succeeded"] * 3
+        assert later.of("file_stream"), "it did not hang where it should"
+    causes = ("did not end within 30 s", "certificate", "wandb")
+    for job, cause in zip(done, causes, strict=True):
+        events = events_of(server, job["id"])
+        told = [one for one in events if one["type"] == "sink_failed"]
+        assert [one["level"] for one in told] == ["warn"]
+        assert cause in told[0]["message"]
+        assert KEY not in told[0]["message"]
+        steps = [one for one in events if one["type"] == "metrics" and "loss" in one["data"]["metrics"]]
+        assert len(steps) == 4
+        last = max(datetime.fromisoformat(one["created_at"]) for one in steps)
+        waited = (datetime.fromisoformat(job["finished_at"]) - last).total_seconds()
+        assert waited < 75, f"{cause}: {waited:.0f} s from the last step to the end of the job"
 
 
 def upload(server, starter_rows):

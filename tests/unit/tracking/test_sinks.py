@@ -1,5 +1,7 @@
 """Sinks beside a run: one that fails, hangs or lags is said once, and the run neither stops nor waits for long."""
 
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -94,6 +96,33 @@ def test_one_that_hangs_is_left_after_a_bounded_time(at):
     assert time.monotonic() - started < 5
     assert [one.code for one in told] == ["sink_failed"]
     assert "did not end within 0 s" in told[0].message
+
+
+ENDING = """
+import atexit, sys, time
+from preftune.core.leaving import end
+from preftune.tracking.runner import Tracking
+from preftune.tracking.base import RunFacts
+from pathlib import Path
+
+class Slow:
+    def begin(self, run): time.sleep(int(sys.argv[1]))
+    def take(self, event): pass
+    def end(self, status): pass
+    def abandon(self): print("abandoned", flush=True)
+
+atexit.register(lambda: (print("handler", flush=True), time.sleep(int(sys.argv[1]))))
+Tracking({"slow": Slow()}, RunFacts("r", Path(), {}, ()), print, close_seconds=0.5).close("finished")
+end(3)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "is_left"), [(300, True), (0, False)])
+def test_what_a_sink_left_behind_does_not_keep_the_process(seconds, is_left):
+    done = subprocess.run([sys.executable, "-c", ENDING, str(seconds)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    assert ("abandoned" in done.stdout) is is_left
+    assert ("handler" in done.stdout) is not is_left, "exit handlers run where nothing hangs, and only there"
 
 
 def test_one_that_lags_drops_events_rather_than_memory(monkeypatch):

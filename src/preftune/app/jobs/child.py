@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.app.jobs.follow import without_paths
 from preftune.core.errors import Blocked, Interrupted, PreftuneError
 from preftune.core.files import read_json, write_json
+from preftune.core.leaving import end
 from preftune.core.loading import own_process
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(folder: Path, parent: int) -> int:
             return Interrupted.exit_code
         except PreftuneError as error:
             code = error.findings[0].code if isinstance(error, Blocked) and error.findings else _slug(type(error).__name__)
-            write_json(folder / ERROR, {"code": code, "message": without_paths(" ".join(str(error).split()))})
+            write_json(folder / ERROR, {"code": code, "message": _told(folder, error)})
             return error.exit_code
         except MemoryError:
             write_json(folder / ERROR, {"code": "out_of_memory", "message": "the job ran out of memory; lower tokens_per_pack"})
@@ -53,10 +54,10 @@ def main(folder: Path, parent: int) -> int:
         except OSError as error:
             write_json(folder / ERROR, {"code": "io_error", "message": f"{error.strerror or error}"})
             return 1
-        except Exception as error:  # a bug of ours: the whole story goes to the log, one line to the user
+        except Exception as error:  # noqa: BLE001 -- a bug of ours: the whole story goes to the log, one line to the user
             traceback.print_exc()
-            write_json(folder / ERROR, {"code": "internal_error", "message": f"{type(error).__name__}: {error}"})
-            raise
+            write_json(folder / ERROR, {"code": "internal_error", "message": f"{type(error).__name__}: {_told(folder, error)}"})
+            return 1
     return 0
 
 
@@ -91,6 +92,15 @@ def _do(folder: Path, task: dict[str, Any]) -> None:
         train(make_recipe(task["recipe"], folder), context=context, folder=run, probe=probe)
 
 
+def _told(folder: Path, error: Exception) -> str:
+    """An error in one line, with names of models in the place of their folders."""
+    text = " ".join(str(error).split())
+    names: dict[str, str] = read_json(folder / TASK).get("names", {})
+    for place, name in names.items():
+        text = text.replace(place, name) if place.startswith("/") else text
+    return without_paths(text)
+
+
 def _die_with(parent: int) -> None:
     """Ask the kernel for SIGTERM when the worker dies; end at once where it is dead already."""
     if sys.platform == "linux":
@@ -118,4 +128,4 @@ def _slug(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    end(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from preftune.app.jobs.platform import event
 from preftune.core.files import read_json
+from preftune.core.places import without_places
 from preftune.store.records import Event, Job, Level
 
 EVENTS_AT_ONCE = 200
@@ -110,13 +111,13 @@ def _notes(job: Job, path: Path, told: dict[str, int]) -> list[Event]:
 
 
 def without_paths(text: str) -> str:
-    """The same words with file ids and job ids where they name places of this machine.
+    """The same words with file ids and job ids where they name places of this machine, and other places by their last name.
 
     >>> without_paths("first /srv/artifacts/files/file-0123456789abcdef01234567-ab12.jsonl:3; see /srv/jobs/job-1/run/x.json")
     'first file-0123456789abcdef01234567:3; see job-1/run/x.json'
     """
     named = re.sub(r"[^\s'\"]*/files/(file-[0-9a-f]{24})(?:-[0-9a-f]+)?(?:\.[a-z]+)*", r"\1", text)
-    return re.sub(r"[^\s'\"]*/jobs/((?:ft|job)-[0-9a-f-]+)", r"\1", named)
+    return without_places(re.sub(r"[^\s'\"]*/jobs/((?:ft|job|eval)-[0-9a-f-]+)", r"\1", named))
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
@@ -150,6 +151,16 @@ def _lines_on(path: Path, places: Mapping[str, tuple[int, int]]) -> Iterator[tup
 def _number(stage: Path) -> int:
     head = stage.name.partition("-")[0]
     return int(head) if head.isdigit() else 0
+
+
+def named_stages(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a finished run as a client is told of them: each started from a name, not from a folder of this machine."""
+    stages = [dict(one) for one in record.get("stages", ())]
+    before = job.model
+    for stage, asked in zip(stages, job.recipe["stages"], strict=False):
+        stage["start"] = asked.get("from_checkpoint") or before
+        before = str(stage.get("name") or before)
+    return stages
 
 
 def run_record(run: Path) -> dict[str, Any]:

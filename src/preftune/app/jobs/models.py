@@ -79,9 +79,12 @@ def _stand_in(platform: Platform, project: str, name: str) -> ModelVersion | Non
 def list_models(platform: Platform, project: str) -> Iterator[ModelVersion]:
     """Models that a project may use: its own, and the base models."""
     yield from _all(platform, Query(project, limit=PAGE))
-    for model in _all(platform, Query(None, {"form": "base"}, limit=PAGE)):
-        if model.project != project:
-            yield model
+    yield from (model for model in base_models(platform) if model.project != project)
+
+
+def base_models(platform: Platform) -> Iterator[ModelVersion]:
+    """The models that the operator offers, newest first."""
+    return _all(platform, Query(None, {"form": "base"}, limit=PAGE))
 
 
 def _all(platform: Platform, query: Query) -> Iterator[ModelVersion]:

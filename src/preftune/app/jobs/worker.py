@@ -24,7 +24,7 @@ from typing import Any
 from preftune.app.grading import contests as grading
 from preftune.app.jobs import child, evaluations, exports, files, reporting, states
 from preftune.app.jobs.exports import export_task, keep_archive
-from preftune.app.jobs.follow import Places, follow, run_record, without_paths
+from preftune.app.jobs.follow import Places, follow, named_stages, run_record, without_paths
 from preftune.app.jobs.models import register_models, resolve
 from preftune.app.jobs.platform import Platform, event
 from preftune.core.errors import Interrupted, PreftuneError
@@ -209,7 +209,8 @@ class Worker:
             return evaluations.evaluation_task(self.platform, job)
         recipe = resolve(self.platform, job)
         place = {"cache": str(cache), "state": str(self.platform.context.state)}
-        return {"work": job.work, "recipe": recipe, "no_probe": job.no_probe, **place}
+        names = {recipe["model"]["name"]: job.recipe["model"]["name"]}  # what a message calls the folders that only it knows
+        return {"work": job.work, "recipe": recipe, "names": names, "no_probe": job.no_probe, **place}
 
     def _look_after(self, running: Running) -> None:
         try:
@@ -309,7 +310,7 @@ class Worker:
         job = self.platform.store.write_as_worker(job, {"status": "exporting"})
         models = register_models(self.platform, job, folder / child.RUN)
         record = run_record(folder / child.RUN)
-        result = {"models": [model.id for model in models], "name": models[-1].name, "stages": record.get("stages", [])}
+        result = {"models": [model.id for model in models], "name": models[-1].name, "stages": named_stages(job, record)}
         self._end(
             job, {"status": "succeeded", "result": result, "finished_at": now()}, "succeeded", f"model {models[-1].name} is ready"
         )
@@ -317,10 +318,11 @@ class Worker:
 
     def _fail(self, job: Job, error: dict[str, Any]) -> None:
         if job.work == "validate":
-            report = {"valid": False, "error": error["message"], "error_type": "INVALID_FORMAT"}
+            report = {"valid": False, "error": without_paths(str(error["message"])), "error_type": "INVALID_FORMAT"}
             files.apply_report(self.platform, job.files[0], report)
-        changes = {"status": "failed", "error": {"param": None, **error}, "finished_at": now()}
-        said = event(job.id, job.project, "failed", str(error["message"]), level="error")
+        message = without_paths(str(error["message"]))
+        changes = {"status": "failed", "error": {"param": None, **error, "message": message}, "finished_at": now()}
+        said = event(job.id, job.project, "failed", message, level="error")
         self.platform.store.write_as_worker(job, changes, [said])
 
     def _end(self, job: Job, changes: dict[str, Any], type_: str, message: str) -> None:

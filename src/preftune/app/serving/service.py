@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+from preftune.app.jobs.models import base_models
 from preftune.app.jobs.platform import Platform
+from preftune.core.ids import digest_bytes
 from preftune.serving.embedded import EmbeddedEngine, EngineOptions
 from preftune.serving.placing import Placement, place
 from preftune.serving.protocol import Ask, EngineError, EngineEvent
@@ -37,6 +40,7 @@ class Service:
         self.platform, self.options = platform, options
         self._engines: dict[str, EmbeddedEngine] = {}
         self._upstreams = {base: UpstreamEngine(one) for base, one in options.upstreams.items()}
+        self._asked: dict[str, ModelVersion] = {}  # folder of a base or an adapter -> the model by which it came into memory
 
     async def answer(self, model: ModelVersion, ask: Ask) -> AsyncGenerator[EngineEvent, None]:
         """The events of a request to a model; closing the iterator cancels it.
@@ -45,6 +49,7 @@ class Service:
             EngineError: the request is refused, or the engine does not answer.
         """
         placement = place(model.run)
+        self._asked[placement.adapter or placement.base] = model
         engine = await self._engine(placement)
         events = engine.answer(replace(ask, adapter=placement.adapter, model=model.name))
         try:
@@ -55,7 +60,9 @@ class Service:
 
     async def load(self, model: ModelVersion) -> None:
         """Bring a model's base into memory; its adapter follows with the first request, in milliseconds."""
-        engine = await self._engine(place(model.run))
+        placement = place(model.run)
+        self._asked[placement.adapter or placement.base] = model
+        engine = await self._engine(placement)
         if isinstance(engine, EmbeddedEngine):
             await engine.load()
 
@@ -76,13 +83,25 @@ class Service:
         else:
             raise EngineError("overloaded", f"{engine.num_asked} requests are being answered; try again", retry_after=5.0)
 
-    async def state(self) -> list[dict[str, Any]]:
-        """What is in memory: of each base its engine's facts, its load and its adapters."""
+    async def state(self, project: str) -> list[dict[str, Any]]:
+        """What is in memory: of each base its engine's facts, its load and its adapters, by the names that a project asks by."""
         rows = []
-        for base, engine in self._engines.items():
+        for base, engine in list(self._engines.items()):
             found = await engine.state()
             rows.append({"base": base, "pid": engine.pid, **engine.facts, **found})
-        return [*rows, *[{"base": base, **await one.state()} for base, one in self._upstreams.items()]]
+        rows += [{"base": base, **await one.state()} for base, one in self._upstreams.items()]
+        offered = {one.run: one for one in reversed(await asyncio.to_thread(lambda: list(base_models(self.platform))))}
+
+        def name_of(folder: str) -> str:
+            model = self._asked.get(folder) or offered.get(folder)
+            if model is None:
+                return f"unnamed-{digest_bytes(folder.encode())[:12]}"
+            return model.name if model.form == "base" or model.project == project else model.id
+
+        for row in rows:
+            row["base"] = name_of(row["base"])
+            row["adapters"] = {name_of(folder): size for folder, size in row["adapters"].items()}
+        return rows
 
     async def close(self) -> None:
         """End every engine."""

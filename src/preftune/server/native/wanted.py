@@ -107,6 +107,11 @@ def _check(platform: Platform, project: str, recipe: Recipe) -> None:
             raise ApiError(
                 400, f"{where}.method: a job trains on uploaded files; make pairs with `preftune generate`", param=where
             )
+        if stage.distributed != "auto":
+            raise ApiError(
+                400, f"{where}.distributed: a job trains in one process; `torchrun -m preftune train RECIPE` starts several",
+                param=f"{where}.distributed",
+            )  # fmt: skip
         if stage.reference is not None and stage.reference.model is not None:
             raise ApiError(400, f"{where}.reference.model cannot be set here; leave it out", param=f"{where}.reference")
         if stage.data is None:

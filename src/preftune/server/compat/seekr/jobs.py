@@ -115,6 +115,12 @@ def _wanted(body: JobRequest, idempotency: str | None) -> Wanted:
     if config.beta is not None:
         stage["loss"] = {"beta": config.beta}
         warnings = check_beta(config.beta, method, "beta")
+    machine = body.infrastructure_config
+    if machine.n_accel > 1 or machine.n_node > 1:
+        asked = f"n_accel {machine.n_accel}, n_node {machine.n_node}"
+        warnings.append(
+            f"{asked} is not honoured: a job trains in one process, on one GPU or the CPU of the worker that takes it"
+        )
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in config.experiment_name or "")
     return Wanted(
         "seekr", config.model, tuple(config.training_files), body.model_dump(exclude_none=True), stage,
