@@ -203,10 +203,10 @@ FINDINGS: Mapping[str, FindingKind] = {
     "distributed_quantised": FindingKind(
         "blocker", "`distributed: fsdp2` cannot share out quantised weights", "`distributed: ddp`, or the unquantised model"
     ),
-    "distributed_reference": FindingKind(
+    "distributed_optimizer": FindingKind(
         "blocker",
-        "a reference that is scored beside the policy needs whole weights, and `distributed: fsdp2` parts them",
-        "`reference: cached`, or `distributed: ddp`",
+        "`optimizer: adamw_8bit` keeps moments of whole tensors, and `distributed: fsdp2` parts them",
+        "`optimizer: adamw`, or `distributed: ddp`",
     ),
     "idle_ranks": FindingKind(
         "warning", "a step has fewer pairs than there are processes", "more `pairs_per_step`, or fewer processes"

@@ -275,7 +275,8 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
         raise RecipeError(f"{where}: {explain([first], _hint_of(Recipe, first['loc']))}") from None
     check_quantised(built.model, built.stages)
     for index, stage in enumerate(built.stages):
-        check_reference(stage.reference, stage.adapter, "" if stages is None else f"stages.{index}.")
+        where = "" if stages is None else f"stages.{index}."
+        check_reference(stage.reference, stage.adapter, where, has_dora=stage.lora.dora)
     return built.model_copy(update={"stages": _named(built.stages)})
 
 

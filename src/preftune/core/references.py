@@ -46,11 +46,11 @@ def short_reference(value: Any) -> Any:
     return value
 
 
-def check_reference(reference: ReferenceConfig | None, adapter: str, where: str) -> None:
+def check_reference(reference: ReferenceConfig | None, adapter: str, where: str, *, has_dora: bool) -> None:
     """RecipeError, naming the field, for settings that contradict one another.
 
     Parameters
-        where: of the stage in its recipe, such as ``stages.1.``, for messages.
+        where: of the stage in its recipe, such as ``stages.1.``, for messages. has_dora: its adapters are DoRA's.
     """
     if reference is None:
         return
@@ -65,6 +65,11 @@ def check_reference(reference: ReferenceConfig | None, adapter: str, where: str)
         raise RecipeError(f"{name}.sync: a reference that follows is a copy, got policy: {policy}; write policy: frozen")
     if reference.model is not None:
         raise RecipeError(f"{name}.model: a reference that follows the policy starts where it starts; leave out model, or sync")
+    if has_dora and adapter == "lora" and reference.sync.alpha < 1:
+        raise RecipeError(
+            f"{name}.sync.alpha: below 1 it averages what plain adapters add to a matrix, got {reference.sync.alpha:g} with "
+            f"{where}lora.dora: true; write alpha: 1, or lora.dora: false"
+        )
 
 
 def check_reference_of_loss(

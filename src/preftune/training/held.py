@@ -72,6 +72,8 @@ class FollowingWeights:
 
         m <- alpha p + (1 - alpha) m            after every ``every`` steps
 
+    Where weights are parted over processes (FSDP2) m and p are parted as they are, and every process follows with its part.
+
     m is kept for each name; p is what ``current`` gives under that name: the policy's trained weights, or for adapters
     under a soft update what they add to each matrix, because the mean of two products of factors is not the product of
     the factors' means.
@@ -95,8 +97,9 @@ class FollowingWeights:
     @torch.no_grad()
     def follow(self, alpha: float) -> None:
         """One update; alpha 1 copies the policy bit for bit."""
-        for name, value in self._current().items():
+        for name, current in self._current().items():
             mean = self.means[name]
+            value = self.held.spread.like(current, mean)
             if alpha == 1.0:
                 mean.copy_(value)
             else:
@@ -105,7 +108,7 @@ class FollowingWeights:
 
     @torch.no_grad()
     def load(self, means: Mapping[str, Tensor]) -> None:
-        """Put back the ``means`` of a checkpoint.
+        """Put back the ``means`` of a checkpoint, each whole.
 
         Raises
             CheckpointError: a tensor that is missing, left over or of another shape.
@@ -115,28 +118,33 @@ class FollowingWeights:
         if wrong:
             raise CheckpointError(f"the checkpoint's reference is not this model's: {wrong[0]} and {len(wrong) - 1} more")
         for name, mean in self.means.items():
-            mean.copy_(means[name])
+            mean.copy_(self.held.spread.like(means[name].to(mean.device), mean))
         self._put()
 
     def _put(self) -> None:
         for name, kept in self.held.kept.items():
-            kept.copy_(self._whole(name, self.means[name]))
+            kept.copy_(local_part(self._whole(name, self.means[name])))
 
 
 def following(
-    model: nn.Module, masters: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], *, is_soft_adapter: bool
+    model: nn.Module,
+    masters: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    spread: Spread = ONE,
+    *,
+    is_soft_adapter: bool,
 ) -> FollowingWeights:
     """The weights of a reference that follows, as the policy stands.
 
     Parameters
         parameters: trained ones. masters: their float32 values, as the optimiser holds them.
-        is_soft_adapter: the trained weights are adapters and the update is a soft one.
+        spread: how they lie on several processes. is_soft_adapter: the trained weights are adapters and the update is a soft one.
 
     Raises
         UsageError: adapters whose part of a matrix cannot be told, under a soft update.
     """
     if not is_soft_adapter:
-        held = HeldWeights(model, parameters, is_adapter_off=False)
+        held = HeldWeights(model, parameters, is_adapter_off=False, spread=spread)
         return FollowingWeights(held, masters, lambda: masters, lambda _, mean: mean)
     matrices = adapted_matrices(model)
     if matrices is None:
@@ -145,7 +153,7 @@ def following(
     origin = {name: weight.detach() for name, weight in base.items()}
     start = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in origin.items()}
     return FollowingWeights(
-        HeldWeights(model, base, is_adapter_off=True),
+        HeldWeights(model, base, is_adapter_off=True, spread=spread),
         start,
         lambda: {name: one.added() for name, one in matrices.items()},
         lambda name, mean: origin[name].float() + mean,

@@ -122,7 +122,8 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
         reference = score_reference(stage, policy.weighed, packs, sink, should_stop=should_stop)
     elif asked is not None:
         reference = live_reference(stage, asked, policy.weighed, optimiser)
-    objective = Objective(scorer, loss, None if reference is None else reference.scores, spread)
+    scores, meet = (None, None) if reference is None else (reference.scores, reference.meet)
+    objective = Objective(scorer, loss, scores, spread, meet)
     first = ranks.packs([stage.train[index] for index in order.indices(0)], config.tokens_per_pack)[0]
     gaps = {"packed_gap": check_packed_equals_plain(scorer, first)}
     if reference is None or reference.is_start:

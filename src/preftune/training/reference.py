@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,14 @@ from preftune.core.references import ReferenceConfig, SyncConfig, check_referenc
 from preftune.data.pack import Pack, pack_step
 from preftune.maths.losses.base import Loss
 from preftune.modeling.adapters import adapter_off
-from preftune.modeling.forward import Scorer
+from preftune.modeling.forward import Entry, Scorer
 from preftune.modeling.load import load_model
-from preftune.modeling.reference import ReferenceCache, ReferenceIdentity, reference_logps
+from preftune.modeling.reference import ReferenceCache, ReferenceIdentity, reference_logps, weights_digest
 from preftune.training.devices import sent
 from preftune.training.held import FollowingWeights, HeldWeights, following
 from preftune.training.optim import Optimiser
 from preftune.training.ranks import Ranks
-from preftune.training.spread import ONE, Spread
+from preftune.training.spread import ONE, Spread, spread_over
 from preftune.training.state import StagePlan
 
 DELAY = 30.0  # seconds that a file of another host may take to show
@@ -58,6 +58,9 @@ class Reference(Protocol):
 
     def scores(self, pack: Pack) -> Tensor:
         """Log-probabilities of a pack's scored tokens in the order of ``pack.targets``; (targets,) nats, float32."""
+
+    def meet(self, pack: Pack) -> None:
+        """What a rank without a pack does while others have theirs scored; ``pack`` counts nothing."""
 
     def after_step(self, step: int) -> Mapping[str, float]:
         """Follow the policy after its optimiser step with this number, from 1; metrics to log."""
@@ -106,6 +109,10 @@ class CachedReference:
         """From the disk."""
         return sent(self.values(pack), self.device)
 
+    def meet(self, pack: Pack) -> None:
+        """Nothing: a disk is read alone."""
+        del pack
+
     def after_step(self, step: int) -> Mapping[str, float]:
         """Nothing moves."""
         del step
@@ -120,11 +127,25 @@ class CachedReference:
         del tensors
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A policy's scorer, how its model lies on the processes, and the digest of its weights where it was taken before that."""
+
+    scorer: Scorer
+    spread: Spread = ONE
+    weights: str | None = None
+
+    @property
+    def identity(self) -> ReferenceIdentity:
+        """Of the model without its fresh adapters."""
+        return ReferenceIdentity.of(self.scorer, self.weights)
+
+
 class LiveReference:
     """Scores of a model that is there, in the very packs of the policy, with dropout off and no graph.
 
     Parameters
-        scorer: of the policy's model, or of another one. in_place: makes the model the reference while it scores.
+        reference, policy: one and the same, or two models. in_place: makes the first the reference while it scores.
         identity: as in ``Reference``. sync, weights: where it follows the policy.
     """
 
@@ -133,21 +154,33 @@ class LiveReference:
 
     def __init__(
         self,
-        scorer: Scorer,
+        reference: Weighed,
+        policy: Weighed,
         in_place: Callable[[], AbstractContextManager[None]],
         identity: str,
         *,
-        is_start: bool,
         sync: SyncConfig | None = None,
         weights: FollowingWeights | None = None,
     ) -> None:
-        self.identity, self.is_start = identity, is_start
+        self.identity, self.is_start = identity, reference is policy
         self.num_forwards = 0
-        self._scorer, self._in_place, self._sync, self._weights = scorer, in_place, sync, weights
+        self._scorer, self._policy = reference.scorer, policy.scorer
+        self._is_parted = reference.spread.kind == "fsdp2"
+        self._in_place, self._sync, self._weights = in_place, sync, weights
 
     def scores(self, pack: Pack) -> Tensor:
         """By a forward pass."""
         self.num_forwards += pack.num_completions
+        return self._forward(pack)
+
+    def meet(self, pack: Pack) -> None:
+        """A forward pass too where weights are parted: all processes gather them together."""
+        if self._is_parted:
+            self._forward(pack)
+
+    def _forward(self, pack: Pack) -> Tensor:
+        if self._is_parted:
+            self._scorer.peers = self._policy.peers
         return reference_logps(self._scorer, pack, self._in_place)
 
     def after_step(self, step: int) -> Mapping[str, float]:
@@ -181,46 +214,26 @@ def reference_of(config: StageConfig, loss: Loss) -> ReferenceConfig | None:
     return given or ReferenceConfig()
 
 
-@dataclass(frozen=True, slots=True)
-class Weighed:
-    """A policy's scorer, how its model lies on the processes, and the digest of its weights where it was taken before that."""
-
-    scorer: Scorer
-    spread: Spread = ONE
-    weights: str | None = None
-
-    @property
-    def identity(self) -> ReferenceIdentity:
-        """Of the model without its fresh adapters."""
-        return ReferenceIdentity.of(self.scorer, self.weights)
-
-
 def live_reference(stage: StagePlan, asked: ReferenceConfig, policy: Weighed, optimiser: Optimiser) -> LiveReference:
     """A reference that is scored beside the policy.
 
     Raises
-        UsageError: its own model has another vocabulary; adapters that cannot be followed softly; weights that are parted.
+        UsageError: its own model has another vocabulary; adapters that cannot be followed softly.
     """
-    scorer, spread = policy.scorer, policy.spread
     if stage.reference is not None:
-        other = _scorer_of_another(stage, scorer)
-        return LiveReference(other, nullcontext, _digest(asked, ReferenceIdentity.of(other)), is_start=False)
-    if spread.kind == "fsdp2":
-        raise UsageError(
-            f"stage {stage.config.name}: reference.policy: {asked.policy} scores beside the policy, and distributed: fsdp2 parts "
-            "its weights; write cached, or distributed: ddp"
-        )
-    model, trained = scorer.model, optimiser.parameters
+        other = _another(stage, policy)
+        return LiveReference(other, policy, nullcontext, _digest(asked, other.identity))
+    model, trained, spread = policy.scorer.model, optimiser.parameters, policy.spread
     identity, is_adapter = _digest(asked, policy.identity), stage.config.adapter == "lora"
     if asked.sync is not None:
         is_soft_adapter = is_adapter and asked.sync.alpha < 1
-        weights = following(model, optimiser.masters, trained, is_soft_adapter=is_soft_adapter)
+        weights = following(model, optimiser.masters, trained, spread, is_soft_adapter=is_soft_adapter)
         place: Callable[[], AbstractContextManager[None]] = weights.held.in_place
-        return LiveReference(scorer, place, identity, is_start=True, sync=asked.sync, weights=weights)
+        return LiveReference(policy, policy, place, identity, sync=asked.sync, weights=weights)
     if is_adapter:  # a frozen copy would hold what the model without its fresh adapters is
-        return LiveReference(scorer, lambda: adapter_off(model), identity, is_start=True)
-    held = HeldWeights(model, trained, is_adapter_off=False)
-    return LiveReference(scorer, held.in_place, identity, is_start=True)
+        return LiveReference(policy, policy, lambda: adapter_off(model), identity)
+    held = HeldWeights(model, trained, is_adapter_off=False, spread=spread)
+    return LiveReference(policy, policy, held.in_place, identity)
 
 
 def score_reference(
@@ -232,8 +245,8 @@ def score_reference(
         Interrupted: ``should_stop`` said so; what was scored is kept.
     """
     ranks, is_start = stage.ranks, stage.reference is None
-    scorer = policy.scorer if is_start else _scorer_of_another(stage, policy.scorer)
-    cache = ReferenceCache(stage.cache_folder, policy.identity if is_start else ReferenceIdentity.of(scorer))
+    reference = policy if is_start else _another(stage, policy)
+    cache = ReferenceCache(stage.cache_folder, reference.identity)
     num_asked, num_held = cache.count(example for pack in packs for example in pack.examples)
     pending: list[Pack] = []
     left: list[TokenisedExample] = []
@@ -253,11 +266,11 @@ def score_reference(
                 f"{done * ranks.size} of {len(pending)} packs done; "
                 "their scores are kept, resume the run to go on"
             )
-        with policy.spread.turn(policy.scorer, turn):
+        with reference.spread.turn(reference.scorer, turn):
             if turn.index is None:
-                _idle(scorer, turn.pack)
+                _idle(reference.scorer, turn.pack)
             else:
-                cache.fill(turn.pack, scorer, is_forced=ranks.size > 1)
+                cache.fill(turn.pack, reference.scorer, is_forced=ranks.size > 1)
         sink(Progress("scoring the reference", min((done + 1) * ranks.size, len(pending)), len(pending)))
     if turns and ranks.size > 1:
         ranks.wait()
@@ -266,19 +279,28 @@ def score_reference(
     return CachedReference(cache, policy.scorer.device, is_fresh, is_start, num_asked, num_held)
 
 
-def _scorer_of_another(stage: StagePlan, policy: Scorer) -> Scorer:
-    """A scorer of the model that the stage names as its reference, where the policy is and in its layout."""
+def _another(stage: StagePlan, policy: Weighed) -> Weighed:
+    """The model that the stage names as its reference, where the policy is, parted as it is, in its layout.
+
+    A quantised model cannot be parted: every process holds the whole of it.
+    """
     assert stage.reference is not None
-    loaded = load_model(stage.reference, precision="bfloat16" if policy.dtype == torch.bfloat16 else "float32")
+    scorer, kind = policy.scorer, policy.spread.kind
+    loaded = load_model(stage.reference, precision="bfloat16" if scorer.dtype == torch.bfloat16 else "float32")
     if loaded.tokenizer.raw.get_vocab() != stage.loaded.tokenizer.raw.get_vocab():
         raise UsageError(
             f"stage {stage.config.name}: reference.model: {stage.reference.name} has another vocabulary than "
             f"{stage.loaded.name}, so it cannot score the same tokens; name a model of the same family"
         )
     model: nn.Module = loaded.model
-    model.to(policy.device)
     model.requires_grad_(False)
-    return Scorer(model, shared="auto" if stage.config.shared_prefix == "auto" else False)
+    shared: Literal["auto"] | bool = "auto" if stage.config.shared_prefix == "auto" else False
+    if kind != "fsdp2" or getattr(loaded.model, "quantization_method", None) is not None:
+        model.to(scorer.device)
+        return Weighed(Scorer(model, shared=shared))
+    weights = weights_digest(model)  # before no process has all of them
+    spread = spread_over(model, Entry(model), kind, stage.ranks, scorer.device, loaded.model.dtype)
+    return Weighed(Scorer(model, shared=shared, entry=spread.entry), spread, weights)
 
 
 def _digest(asked: ReferenceConfig, start: ReferenceIdentity) -> str:

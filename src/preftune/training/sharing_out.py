@@ -64,10 +64,9 @@ def check_distributed(
     if kind == "fsdp2" and quantised_by is not None:
         fact = f"{name}: distributed: fsdp2 cannot share out weights quantised by {quantised_by}"
         found.append(Finding("blocker", "distributed_quantised", fact, "write distributed: ddp, or name the unquantised model"))
-    asked = config.reference
-    if kind == "fsdp2" and asked is not None and asked.model is None and asked.policy in {"adapter_off", "frozen"}:
-        fact = f"{name}: reference.policy: {asked.policy} scores beside the policy, whose weights distributed: fsdp2 parts"
-        found.append(Finding("blocker", "distributed_reference", fact, "write reference: cached, or distributed: ddp"))
+    if kind == "fsdp2" and config.optimizer != "adamw":
+        fact = f"{name}: optimizer: {config.optimizer} keeps moments of whole tensors, and distributed: fsdp2 parts them"
+        found.append(Finding("blocker", "distributed_optimizer", fact, "write optimizer: adamw, or distributed: ddp"))
     if config.pairs_per_step < launch.size:
         fact = f"{name}: pairs_per_step is {config.pairs_per_step} and {launch.size} processes train, so some have nothing to do"
         found.append(Finding("warning", "idle_ranks", fact, f"write pairs_per_step: {launch.size} or more, or start fewer"))

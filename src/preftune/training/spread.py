@@ -88,9 +88,11 @@ class Spread:
 
     @staticmethod
     def like(whole: Tensor, target: Tensor) -> Tensor:
-        """A whole tensor, the same on every rank, laid out as ``target`` is."""
+        """A tensor, the same on every rank or parted in any way, laid out as ``target`` is; every rank must ask."""
         if not isinstance(target, DTensor):
             return whole
+        if isinstance(whole, DTensor):  # what was computed from parts may be parted another way
+            return whole.redistribute(target.device_mesh, target.placements)
         return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
 
     @contextmanager

@@ -44,20 +44,29 @@ class Objective:
         reference: log-probabilities of a pack's scored tokens under the reference, (targets,) on the model's device;
             None where the loss needs none.
         spread: how the model lies on several processes. Packs that are given are those of the whole step, on every rank.
+        meet_reference: what the reference does on a rank that has no pack while others are scored: passes must meet where
+            its weights are parted.
     """
 
     scorer: Scorer
     loss: Loss
     reference: ReferenceScores | None
     spread: Spread = ONE
+    meet_reference: Callable[[Pack], None] | None = None
 
     def run(
-        self, packs: Sequence[Pack], work: Callable[[int, Pack], None], *, has_backward: bool = False, is_bare: bool = False
+        self,
+        packs: Sequence[Pack],
+        work: Callable[[int, Pack], None],
+        *,
+        has_backward: bool = False,
+        is_bare: bool = False,
+        is_policy_alone: bool = False,
     ) -> None:
         """Do the work with those of the packs that are this rank's, by their index.
 
         Where the rank has fewer than others it runs a pass that counts nothing, backward too with ``has_backward``.
-        is_bare: the work scores completions alone, even for a loss that reads prompts.
+        is_bare: the work scores completions alone, even for a loss that reads prompts. is_policy_alone: it asks no reference.
         """
         with_prompts = "prompt" in self.loss.needs and not is_bare
         for turn in self.spread.ranks.turns(packs):
@@ -65,6 +74,8 @@ class Objective:
                 if turn.index is not None:
                     work(turn.index, turn.pack)
                     continue
+                if self.meet_reference is not None and not is_policy_alone:
+                    self.meet_reference(turn.pack)  # first, as in ``scores``
                 idle = self.scorer.token_logps(turn.pack, with_prompts=with_prompts).sum() * 0
                 if has_backward:
                     self.spread.backward(idle)
@@ -109,9 +120,9 @@ class Objective:
 
         def score(index: int, pack: Pack) -> None:
             segments, counts = (sent(array, self.scorer.device) for array in (pack.segments, pack.num_tokens))
-            found[index] = sum_by_completion(self.scorer.token_logps(pack), segments, counts).logps
             if self.reference is not None:
                 frozen[index] = sum_by_completion(self.reference(pack), segments, counts).logps
+            found[index] = sum_by_completion(self.scorer.token_logps(pack), segments, counts).logps
 
         with torch.no_grad():
             self.run(partners, score, is_bare=True)
@@ -255,7 +266,7 @@ def _two_passes(
             logps = objective.scorer.token_logps(pack, with_prompts=whole.prompts is not None)
             spread.backward_from(logps, torch.cat([parts[index] for parts in split]))
 
-    objective.run(packs, learn, has_backward=True)
+    objective.run(packs, learn, has_backward=True, is_policy_alone=True)
     return state
 
 

@@ -27,6 +27,8 @@ def plan_of(work: Path, case: dict, **more):
     """The plan of a case: a folder, how many examples, and fields of the stage."""
     from tiny import Sorted, labelled, make_examples, make_plan
 
+    from preftune.core.recipe import ModelConfig
+
     given = {**case, **more}
     for key in ("fault", "kill", "term"):
         given.pop(key, None)
@@ -40,7 +42,9 @@ def plan_of(work: Path, case: dict, **more):
         train = with_partners(labelled(train), 64, labelled(train))
         select = with_partners(labelled(select), 64, train)
     plan = make_plan(work, model, train, select, **given)
-    return replace(plan, loss=loss, cache_folder=work / f"cache-{given['folder']}")
+    named = (given.get("reference") or {}).get("model") if isinstance(given.get("reference"), dict) else None
+    other = None if named is None else ModelConfig(name=str(work / named))
+    return replace(plan, loss=loss, reference=other, cache_folder=work / f"cache-{given['folder']}")
 
 
 def free_port() -> int:
@@ -102,6 +106,7 @@ def at_step(given: list[int] | None, signal_number: int, rank: int):
 @contextmanager
 def without(what: str | None):
     """One thing that makes ranks agree with one process, taken away."""
+    from preftune.training.held import FollowingWeights
     from preftune.training.ranks import Ranks
     from preftune.training.spread import Spread
 
@@ -109,6 +114,10 @@ def without(what: str | None):
         None: {},
         "the factor of the averaging": {(Spread, "backward"): lambda self, share: share.backward()},
         "the sums over ranks": {(Ranks, "add_up"): lambda self, tensor: tensor},
+        "one rank's gradients": {
+            (Spread, "backward"): lambda self, share: (share * self.ranks.size * (self.ranks.rank == 0)).backward()
+        },
+        "following": {(FollowingWeights, "follow"): lambda self, alpha: None},
         "the meeting of gradients": {
             (Spread, "turn"): lambda self, scorer, turn, has_backward=False: self_turn(self, scorer, turn)
         },

@@ -36,6 +36,10 @@ def test_the_short_forms():
         ({"reference": {"sync": {}, "model": "x"}}, "reference.model: a reference that follows the policy starts where"),
         ({"reference": "frozn"}, r"reference.policy: Input should be 'cached', 'adapter_off', 'frozen' or 'none', got 'frozn'"),
         (
+            {"reference": {"sync": {"alpha": 0.5}}, "lora": {"dora": True}},
+            r"reference.sync.alpha: below 1 it averages .*, got 0.5 with lora.dora: true; write alpha: 1, or lora.dora: false",
+        ),
+        (
             {"reference": {"sync": {"alpha": 0}}},
             r"reference.sync.alpha: Input should be greater than 0 \(above 0 and at most 1\), got 0",
         ),

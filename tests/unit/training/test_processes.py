@@ -95,7 +95,7 @@ def test_auto_copies_adapters_shares_full_models_and_shares_what_fills_a_device(
     [
         (stage(adapter="full"), "ddp", "bfloat16", None, "distributed_precision", "distributed: fsdp2"),
         (stage(), "fsdp2", "bfloat16", "bitsandbytes", "distributed_quantised", "distributed: ddp"),
-        (stage(reference="frozen"), "fsdp2", "float32", None, "distributed_reference", "distributed: ddp"),
+        (stage(optimizer="adamw_8bit"), "fsdp2", "float32", None, "distributed_optimizer", "distributed: ddp"),
         (stage(pairs_per_step=1), "ddp", "float32", None, "idle_ranks", "pairs_per_step: 2"),
         (stage(lora=LoraConfig(dropout=0.1)), "ddp", "float32", None, "distributed_dropout", "lora.dropout: 0"),
         (
