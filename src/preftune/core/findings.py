@@ -34,7 +34,12 @@ FINDINGS: Mapping[str, FindingKind] = {
     ),
     "damaged_file": FindingKind("blocker", "a weight file is truncated or damaged", "copy or download it again"),
     "missing_dependency": FindingKind(
-        "blocker", "the model needs a package that is not installed", "install the package that is named"
+        "blocker", "the model or a setting needs a package that is not installed", "install the package that is named"
+    ),
+    "no_gpu_to_offload": FindingKind(
+        "blocker",
+        "`activation_offloading: host` moves activations off a GPU, and there is none",
+        "`activation_offloading: disk`, or `off`",
     ),
     "tracking_unavailable": FindingKind(
         "warning",

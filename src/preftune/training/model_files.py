@@ -147,6 +147,13 @@ def check_adapter(config: StageConfig, name: str, shapes: Shapes | None) -> list
             return []
         fact = f"stage {config.name}: adapter full trains all weights, and those of {name!r} are quantised by {method}"
         return [Finding("blocker", "quantised_weights", fact, "set adapter: lora, or name the unquantised model")]
+    sync = None if config.reference is None else config.reference.sync
+    if sync is not None and sync.alpha < 1 and (method := quantised_by(name)) is not None:
+        fact = (
+            f"stage {config.name}: reference.sync.alpha: {sync.alpha:g} averages matrices of the base, and those of {name!r} are "
+            f"quantised by {method}"
+        )
+        return [Finding("blocker", "quantised_weights", fact, "write alpha: 1, or name the unquantised model")]
     if shapes is None or not (layers := linear_layers(shapes)):
         return []
     known = sorted({layer.rpartition(".")[2] for layer in layers})

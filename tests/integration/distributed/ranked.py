@@ -72,7 +72,7 @@ def started(work: Path, cases: list[dict], size: int = 2) -> list[subprocess.Pop
     ]
 
 
-def finished(processes: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str]]:
+def finished(processes: list[subprocess.Popen], timeout: float = 900) -> list[tuple[int, str]]:
     """Exit code and stderr of each."""
     ended = []
     try:

@@ -122,7 +122,8 @@ def largest_bytes(vocabulary: int, *, is_trained: bool, block: int) -> int:
     """The largest tensor that the head makes beside its weight's own gradient."""
     head = nn.Linear(4, vocabulary, bias=False).requires_grad_(is_trained)
     hidden, targets = torch.randn(300, 4, requires_grad=True), torch.randint(0, vocabulary, (300,))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    # acc_events: without it torch 2.11 warns, even where there is one cycle, that events of an earlier one are cleared
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
         torch.autograd.backward(token_logps(hidden, head, targets, HeadSpec(chunk=64, block=block)).sum())
     return max(event.cpu_memory_usage for event in found.events())
 

@@ -36,10 +36,11 @@ class TrainingStage:
         """Findings about data and settings; of pending data, about the settings that need none."""
         from preftune.app.checks import check_pairs
         from preftune.app.plan import limit_of
+        from preftune.training.available import check_available
         from preftune.training.model_files import check_adapter
         from preftune.training.preflight import check_stage
 
-        findings = check_adapter(config, model.name, model.shapes)
+        findings = [*check_adapter(config, model.name, model.shapes), *check_available(config)]
         if data.is_pending:
             return findings
         has_template = model.tokenizer.has_chat_template

@@ -25,9 +25,9 @@ class APODown(BaseLoss):
 
         L = (1 - e) [sigmoid(r_w) + 1 - sigmoid(r_w - r_l)] + e [sigmoid(r_l) + 1 - sigmoid(r_l - r_w)]
 
-    e = 0 is Eq. 8 of D'Oosterlinck et al. 2024 (arXiv:2408.06266) plus 1; e = 1 - c for a pair whose label came with a confidence
-    c below 1: the expectation over the label. With s(r) = sigmoid(r) sigmoid(-r) the gradients are
-    dL/dr_w = (1 - e) s(r_w) - (1 - 2e) s(r_w - r_l) and dL/dr_l = e s(r_l) + (1 - 2e) s(r_w - r_l).
+    e = 0 is the APO-down loss of D'Oosterlinck et al. 2024 (arXiv:2408.06266) plus 1; e = 1 - c for a pair whose label came
+    with a confidence c below 1: the expectation over the label. With s(r) = sigmoid(r) sigmoid(-r) the gradients are dL/dr_w
+    = (1 - e) s(r_w) - (1 - 2e) s(r_w - r_l) and dL/dr_l = e s(r_l) + (1 - 2e) s(r_w - r_l).
     Where implementations disagree: the constant 1, in TRL and here, changes no gradient; the loss is then in (0, 2).
 
     Parameters

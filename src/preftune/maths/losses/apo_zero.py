@@ -25,9 +25,9 @@ class APOZero(BaseLoss):
 
         L = (1 - e) [1 - sigmoid(r_w) + sigmoid(r_l)] + e [1 - sigmoid(r_l) + sigmoid(r_w)]
 
-    e = 0 is Eq. 7 of D'Oosterlinck et al. 2024 (arXiv:2408.06266) plus 1; e = 1 - c for a pair whose label came with a confidence
-    c below 1: the expectation over the label, which shrinks the gradient by 2c - 1. With s(r) = sigmoid(r) sigmoid(-r) the
-    gradients are dL/dr_w = -(1 - 2e) s(r_w) and dL/dr_l = (1 - 2e) s(r_l).
+    e = 0 is the APO-zero loss of D'Oosterlinck et al. 2024 (arXiv:2408.06266) plus 1; e = 1 - c for a pair whose label came
+    with a confidence c below 1: the expectation over the label, which shrinks the gradient by 2c - 1. With s(r) = sigmoid(r)
+    sigmoid(-r) the gradients are dL/dr_w = -(1 - 2e) s(r_w) and dL/dr_l = (1 - 2e) s(r_l).
     Where implementations disagree: the constant 1, in TRL and here, changes no gradient; the loss is then in (0, 2).
 
     Parameters

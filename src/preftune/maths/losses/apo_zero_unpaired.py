@@ -26,7 +26,7 @@ class APOZeroUnpaired(BaseLoss):
         L = lambda_d [1 - sigmoid(beta r)]    where y is desirable
         L = lambda_u sigmoid(beta r)          where it is not
 
-    With weights of 1 these are the two terms of Eq. 7 of D'Oosterlinck et al. 2024 (arXiv:2408.06266), each on completions
+    With weights of 1 these are the two terms of APO-zero of D'Oosterlinck et al. 2024 (arXiv:2408.06266), each on completions
     of its own. Gradient on r, with s = sigmoid(beta r): -lambda_d beta s (1 - s), and +lambda_u beta s (1 - s).
     Where implementations disagree: the paper has no weights; TRL multiplies by KTO's, and so does this loss, with the same
     ``auto``. Use it where the desirable completions are better than what the model writes: their likelihood rises, that of
@@ -68,7 +68,7 @@ class APOZeroUnpaired(BaseLoss):
         desirable = logps.is_desirable
         signed = torch.where(desirable, -rewards, rewards)  # 1 - sigmoid(x) = sigmoid(-x)
         desired, undesired = torch.full_like(rewards, self.lambda_d), torch.full_like(rewards, self.lambda_u)
-        terms = {"apo": Term(torch.where(desirable, desired, undesired) * torch.sigmoid(signed), "completion")}  # Eq. 7
+        terms = {"apo": Term(torch.where(desirable, desired, undesired) * torch.sigmoid(signed), "completion")}
         rewards = rewards.detach()
         return LossTerms(terms, rewards[desirable], rewards[~desirable])
 

@@ -26,8 +26,9 @@ class CPO(BaseLoss):
 
         L = -(1 - e) log sigmoid(m) - e log sigmoid(-m)   per pair,   - alpha log pi(y_w|x)   per token of T
 
-    e = 0 is Eq. 3 of Xu et al. 2024 (arXiv:2401.08417) plus its NLL; a pair whose label came with a confidence c below 1 takes
-    e = 1 - c in the first term. Gradients: dL/dm = e - sigmoid(-m), and -alpha on log pi(y_w|x).
+    e = 0 is the final objective of Xu et al. 2024 (arXiv:2401.08417), its preference term plus its NLL; a pair whose label
+    came with a confidence c below 1 takes e = 1 - c in the first term. Gradients: dL/dm = e - sigmoid(-m), and -alpha on log
+    pi(y_w|x).
     Where implementations disagree: the paper writes the NLL as a sum over tokens; its authors' code and TRL average over the
     tokens of a micro-batch, here over those of the whole step, which is the same for one micro-batch. TRL's ``hinge`` and
     ``ipo`` forms of CPO are not offered; its ``simpo`` form is ``simpo`` in a mix with ``sft``.

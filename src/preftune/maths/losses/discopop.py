@@ -32,9 +32,10 @@ class DiscoPOP(BaseLoss):
 
         L = (1 - e) l(m) + e l(-m)
 
-    l is Eq. 5 of Lu et al. 2024 (arXiv:2406.08414); e = 1 - c for a pair whose label came with a confidence c below 1: the
-    expectation over the label, in no paper. Gradient: dl/dm = -(1 - s) sigmoid(-m) - s e^-m + s (1 - s) [e^-m + log sigmoid(m)]
-    / tau; between m = 0 and about m = tau l rises with m: it is not convex, which the paper finds and keeps.
+    l is the log-ratio modulated loss of Lu et al. 2024 (arXiv:2406.08414); e = 1 - c for a pair whose label came with a
+    confidence c below 1: the expectation over the label, in no paper. Gradient: dl/dm = -(1 - s) sigmoid(-m) - s e^-m + s (1
+    - s) [e^-m + log sigmoid(m)] / tau; between m = 0 and about m = tau l rises with m: it is not convex, which the paper
+    finds and keeps.
     Where implementations disagree: s and e^-m are multiplied here as e^(log sigmoid(m / tau) - m), which is bounded where tau
     <= 1; TRL multiplies them, which is infinity times 0 from m = -88 on in float32.
 

@@ -27,9 +27,9 @@ class DPOP(BaseLoss):
 
         L = -(1 - e) log sigmoid(beta h(w, l)) - e log sigmoid(beta h(l, w))
 
-    e = 0 is Eq. 3 of Pal et al. 2024 (Smaug, arXiv:2402.13228), whose lambda is lambda_p; e = 1 - c for a pair whose label came
-    with a confidence c below 1: the expectation over the label, in no paper. Gradient for e = 0: dL/dh = -beta sigmoid(-beta
-    h), with dh/dr_w = 1 + lambda_p where r_w < 0 and 1 elsewhere, and dh/dr_l = -1.
+    e = 0 is the DPOP loss of Pal et al. 2024 (Smaug, arXiv:2402.13228), whose lambda is lambda_p; e = 1 - c for a pair whose
+    label came with a confidence c below 1: the expectation over the label, in no paper. Gradient for e = 0: dL/dh = -beta
+    sigmoid(-beta h), with dh/dr_w = 1 + lambda_p where r_w < 0 and 1 elsewhere, and dh/dr_l = -1.
     Where implementations disagree: nowhere known; the penalty stands inside beta, as in the paper. TRL has no DPOP. The rewards
     that are logged leave the penalty out, so they compare with those of dpo.
 

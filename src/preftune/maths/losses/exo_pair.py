@@ -28,9 +28,9 @@ class EXOPair(BaseLoss):
 
         L = KL(q || 1 - e) = q [log q - log(1 - e)] + (1 - q) [log(1 - q) - log e]
 
-    Eq. 16 of Ji et al. 2024 (EXO, arXiv:2402.00856) for K = 2. Gradient: dL/dm = q (1 - q) [m - log((1 - e) / e)]: it is 0 at the
-    margin log((1 - e) / e), so e sets how far apart pairs are driven, and it vanishes for pairs that are far off either way.
-    A pair whose label came with a confidence c below 1 takes e = 1 - c.
+    The EXO loss of Ji et al. 2024 (arXiv:2402.00856) on preferences, with smoothed labels. Gradient: dL/dm = q (1 - q) [m -
+    log((1 - e) / e)]: it is 0 at the margin log((1 - e) / e), so e sets how far apart pairs are driven, and it vanishes for
+    pairs that are far off either way. A pair whose label came with a confidence c below 1 takes e = 1 - c.
     Where implementations disagree: TRL refuses e = 0, as this loss does, and Liger sets 1e-3, the paper's value, in its stead.
 
     Parameters

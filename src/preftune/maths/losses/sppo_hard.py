@@ -22,9 +22,10 @@ class SPPOHard(BaseLoss):
 
         L = (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2
 
-    Eq. 4.7 of Wu et al. 2024 (arXiv:2405.00675), with 1 / beta for its eta and the probability that a completion wins set to 1
-    and 0. Gradients: dL/dr_w = 2 (r_w - 1 / (2 beta)) and dL/dr_l = 2 (r_l + 1 / (2 beta)). The reference is the policy of the
-    round before: several rounds of generate and this loss are the paper's method.
+    The squared loss on a winner and a loser of Wu et al. 2024 (arXiv:2405.00675), with 1 / beta for its eta and the
+    probability that a completion wins set to 1 and 0. Gradients: dL/dr_w = 2 (r_w - 1 / (2 beta)) and dL/dr_l = 2 (r_l + 1 /
+    (2 beta)). The reference is the policy of the round before: several rounds of generate and this loss are the paper's
+    method.
     Where implementations disagree: the paper's code takes probabilities from a judge, which is ``sppo_soft``; TRL's
     ``sppo_hard`` is this loss. Confidences of pairs are not read here.
 
@@ -53,5 +54,5 @@ class SPPOHard(BaseLoss):
     def __call__(self, logps: PairLogps, /) -> LossTerms:
         """Terms of one pack."""
         chosen, rejected, target = logps.chosen_logratio, logps.rejected_logratio, 0.5 / self.beta
-        terms = {"sppo_hard": Term((chosen - target) ** 2 + (rejected + target) ** 2, "pair")}  # Eq. 4.7, P = 1 and 0
+        terms = {"sppo_hard": Term((chosen - target) ** 2 + (rejected + target) ** 2, "pair")}  # P = 1 and 0
         return LossTerms(terms, self.beta * chosen.detach(), self.beta * rejected.detach())

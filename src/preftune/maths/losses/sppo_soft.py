@@ -27,10 +27,11 @@ class SPPOSoft(BaseLoss):
 
         L = (r_w - (p - 1/2) / beta)^2 + (r_l + (p - 1/2) / beta)^2
 
-    Eq. 4.7 of Wu et al. 2024 (arXiv:2405.00675), with 1 / beta for its eta and p for the probability that y_w wins, 1 - p that
-    y_l does. p is the pair's confidence where that is below 1; else sigmoid(slope d) where ``slope`` is above 0 and the data
-    say a strength d, which is the Bradley-Terry probability of a score difference of slope d; else 1, as in ``sppo_hard``.
-    Gradients: dL/dr_w = 2 (r_w - (p - 1/2) / beta) and dL/dr_l = 2 (r_l + (p - 1/2) / beta).
+    The squared loss on a winner and a loser of Wu et al. 2024 (arXiv:2405.00675), with 1 / beta for its eta and p for the
+    probability that y_w wins, 1 - p that y_l does. p is the pair's confidence where that is below 1; else sigmoid(slope d)
+    where ``slope`` is above 0 and the data say a strength d, which is the Bradley-Terry probability of a score difference of
+    slope d; else 1, as in ``sppo_hard``. Gradients: dL/dr_w = 2 (r_w - (p - 1/2) / beta) and dL/dr_l = 2 (r_l + (p - 1/2) /
+    beta).
     Where implementations disagree: the paper's p is a completion's mean win rate against all samples of its prompt by PairRM;
     pairs hold one opponent, so p is against that one. TRL has the hard form only.
 
@@ -63,7 +64,7 @@ class SPPOSoft(BaseLoss):
         """Terms of one pack."""
         chosen, rejected = logps.chosen_logratio, logps.rejected_logratio
         target = (self._probability(logps) - 0.5) / self.beta
-        terms = {"sppo_soft": Term((chosen - target) ** 2 + (rejected + target) ** 2, "pair")}  # Eq. 4.7
+        terms = {"sppo_soft": Term((chosen - target) ** 2 + (rejected + target) ** 2, "pair")}
         return LossTerms(terms, self.beta * chosen.detach(), self.beta * rejected.detach())
 
     def _probability(self, logps: PairLogps) -> Float[Tensor, " pairs"]:

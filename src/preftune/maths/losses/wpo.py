@@ -31,7 +31,7 @@ class WPO(BaseLoss):
         L = -w(y_w) w(y_l) [(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)]
 
     e = 0, and e = 1 - c for a pair whose label came with a confidence c below 1: the expectation over the label, in no paper.
-    Eq. 2 of Zhou et al. 2024 (arXiv:2406.11827) with the sampled alignment of its section 3: the sum of squares is the
+    The weighted DPO loss of Zhou et al. 2024 (arXiv:2406.11827) with weights by its sampled alignment: the sum of squares is the
     probability that a token drawn from the policy has on average, so completions of the policy's own weigh about 1. Gradient:
     dL/dh = w(y_w) w(y_l) beta [e - sigmoid(-beta h)]; the weights have none.
     Where implementations disagree: TRL's ``use_weighting`` multiplies any of its losses, a mix included; the paper's objective,
@@ -68,7 +68,7 @@ class WPO(BaseLoss):
         chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
         weights = _weight(logps.chosen, logps.chosen_tokens) * _weight(logps.rejected, logps.rejected_tokens)
         margins, e = chosen - rejected, flip_probability(logps)
-        values = -weights * ((1 - e) * functional.logsigmoid(margins) + e * functional.logsigmoid(-margins))  # Eq. 2 at e = 0
+        values = -weights * ((1 - e) * functional.logsigmoid(margins) + e * functional.logsigmoid(-margins))
         return LossTerms({"wpo": Term(values, "pair")}, chosen.detach(), rejected.detach())
 
 
