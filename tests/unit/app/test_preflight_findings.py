@@ -149,6 +149,29 @@ def test_quantised_weights(found, changed_model, monkeypatch):
     assert found(model=changed_model(quantization_config={"quant_method": "quark"}))["quantised_weights"].level == "blocker"
 
 
+def test_quantised_weights_under_a_soft_update(found, changed_model, monkeypatch):
+    from preftune.training import model_files
+
+    monkeypatch.setattr(model_files, "find_spec", lambda name: object())
+    folder = changed_model(quantization_config={"quant_method": "bitsandbytes"})
+    finding = found(model=folder, reference={"sync": {"alpha": 0.5}})["quantised_weights"]
+    assert "reference.sync.alpha: 0.5 averages matrices" in finding.fact
+    assert "quantised_weights" not in found(model=folder, reference={"sync": {"alpha": 1}})
+
+
+def test_settings_that_need_what_is_not_here(found, monkeypatch):
+    from preftune.training import available
+
+    monkeypatch.setattr(available, "_has_gpu", lambda: False)
+    monkeypatch.setattr(available, "find_spec", lambda name: None)
+    assert "optimizer: adamw_8bit needs the package bitsandbytes" in found(optimizer="adamw_8bit")["missing_dependency"].fact
+    assert "activation_offloading: disk" in found(activation_offloading="host")["no_gpu_to_offload"].way_out
+    assert found(activation_offloading="disk") == {}
+    monkeypatch.setattr(available, "_has_gpu", lambda: True)
+    monkeypatch.setattr(available, "find_spec", lambda name: object())
+    assert found(optimizer="adamw_8bit", activation_offloading="host") == {}
+
+
 def test_a_disk_that_is_too_small(found, monkeypatch):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     finding = found(adapter="full")["disk_space"]
