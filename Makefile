@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version
 SOAK_SECONDS ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check lint types unit peer clients s3 trackers llama packages bench soak wheel clean
+.PHONY: help setup demo test check lint types unit peer clients s3 trackers quant llama packages bench soak wheel clean
 
 help:
 	@echo "make demo    set up, then align the embedded starter model and print the verdict (about 5 minutes)"
@@ -33,7 +33,7 @@ demo: setup
 
 # two processes of one thread: the suite waits more for process starts than for products of matrices. Files come in order of their
 # paths, unit tests last: by number of tests, as is the default, the longest files (few tests, each a whole job) would come last
-test: setup packages peer clients s3 trackers llama
+test: setup packages peer clients s3 trackers quant llama
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
@@ -63,6 +63,10 @@ clients: setup
 # the trackers that the sinks' tests write to and read back
 trackers: setup
 	bash bench/environments/make.sh tracking
+
+# bitsandbytes, lent to the tests of 4 and 8 bits alone
+quant: setup
+	bash bench/environments/make.sh quant
 
 # llama.cpp's server, which reads our GGUF files in tests; where there is no build of it, tests skip with the reason
 llama: setup

@@ -2,6 +2,7 @@
 # Makes a peer's environment: bench/environments/make.sh NAME installs bench/environments/NAME.txt into .venv-NAME at
 # the repository's root. Does nothing when the environment was made from the same file. PYTHON chooses the interpreter.
 # Where an environment whose file begins with "# optional" cannot be made, the reason is printed and that is no failure.
+# One whose file begins with "# alone" holds only what the file names; the environment that borrows it has the rest.
 set -eu
 
 name=${1:?usage: bench/environments/make.sh NAME}
@@ -28,7 +29,9 @@ if [ -n "$torch" ]; then
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$torch" 2>"$folder/pip.log" ||
         { cat "$folder/pip.log" >&2; exit 1; }
 fi
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" 2>>"$folder/pip.log" || {
+alone=
+if head -n 1 "$requirements" | grep -q '^# alone'; then alone=--no-deps; fi
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check $alone -r "$requirements" 2>>"$folder/pip.log" || {
     if head -n 1 "$requirements" | grep -q '^# optional'; then
         echo ".venv-$name is left out, and so is what needs it: $(grep -v '^WARNING' "$folder/pip.log" | tail -n 1)"
         rm -r "$folder"

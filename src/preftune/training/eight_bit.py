@@ -24,7 +24,7 @@ def adamw_8bit(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps:
         raise UsageError(f"optimizer: adamw_8bit {MISSING}")
     import bitsandbytes
 
-    made: torch.optim.Optimizer = cast(Any, bitsandbytes.optim).AdamW8bit(groups, lr=0.0, betas=betas, eps=eps)
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=0.0, betas=betas, eps=eps)
     return made
 
 

@@ -1,12 +1,15 @@
 """One tiny model for the whole folder, on one thread: other processes share this machine."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny.py
+# elsewhere test_quantised.py runs them, in a process that has bitsandbytes
+collect_ignore = [] if find_spec("bitsandbytes") else ["test_quantised_base.py", "test_eight_bit.py"]
 
 
 @pytest.fixture(scope="session")
