@@ -23,7 +23,7 @@ A file of completions has rows of prompt and completion, whatever model wrote th
 @click.argument("first")
 @click.argument("second")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--judge", required=True, help="Judge file, or llm:MODEL@URL; on a server a model of it.")
+@click.option("--judge", required=True, help="Judge file, or llm:MODEL@URL; on a server also a model of it.")
 @click.option("--prompts", help="File of prompts; two files of completions bring their own.")
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True, help="Where runs are."

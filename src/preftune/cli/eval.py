@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from preftune.cli.installation import typed_server
 from preftune.cli.output import ProgressPrinter, print_result
 
 EPILOG = """\b
@@ -13,7 +14,8 @@ Examples:
   preftune eval runs/recipe-20260101-120000-ab12
   preftune eval RUN evaluation.prompts=prompts.jsonl evaluation.judge=judge.yaml
   preftune eval runs/RUN/stages/2-dpo/final --baseline runs/RUN/stages/1-sft/final \\
-      evaluation.prompts=prompts.jsonl evaluation.judge=judge.yaml --json"""
+      evaluation.prompts=prompts.jsonl evaluation.judge=judge.yaml --json
+  preftune --server https://tune.example.org eval starter-mine-1 evaluation.prompts=prompts.jsonl evaluation.judge=judge.yaml"""
 
 
 @click.command("eval", epilog=EPILOG)
@@ -28,6 +30,11 @@ Examples:
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
 def command(model: str, overrides: tuple[str, ...], baseline: str | None, output: Path, is_json: bool) -> int:
     """Prove how much better a run got: win rate on unseen prompts with its interval, and held-out accuracy."""
+    address = typed_server()
+    if address is not None:
+        from preftune.cli.remote_eval import eval_there
+
+        return eval_there(address, model, baseline, overrides, is_json=is_json)
     from preftune.app.evaluate import evaluate_run
     from preftune.app.train import prepare_process
 

@@ -58,7 +58,7 @@ VERBS = {
 
 
 REMOTE = (
-    "train", "compare", "check", "chat", "export", "ls", "show", "logs", "cancel", "pause", "resume", "alias", "keys",
+    "train", "eval", "compare", "check", "chat", "export", "ls", "show", "logs", "cancel", "pause", "resume", "alias", "keys",
 )  # fmt: skip  # verbs that a server elsewhere can do
 _ITS_MACHINE = "it is the operator's: run it on the server's own machine, without --server"
 INSTEAD = {
@@ -67,9 +67,8 @@ INSTEAD = {
     "convert": "convert here without --server; `preftune --server URL check FILE` uploads the result",
     "plan": "a server plans each job before it trains: `preftune --server URL train RECIPE`",
     "reference": "a server scores references when it trains: `preftune --server URL train RECIPE`",
-    "run": "`preftune --server URL train RECIPE` trains there, `preftune --server URL compare A B` judges the model",
+    "run": "`preftune --server URL train RECIPE` trains there, then `preftune --server URL eval MODEL` proves the model",
     "sweep": "train each point there: `preftune --server URL train RECIPE KEY=VALUE`",
-    "eval": "`preftune --server URL compare MODEL BASELINE --prompts FILE --judge MODEL` judges a model there",
     **dict.fromkeys(("serve", "worker", "backup", "restore", "doctor", "gc"), _ITS_MACHINE),
 }  # what to do in the place of a verb that no server does; the others work on files of this machine
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from preftune.cli.output import print_json, say
+from preftune.cli.remote_eval import contest_there, is_judge_file
 from preftune.core.errors import InputError, UsageError
 from preftune.core.served import AskedModel
 
@@ -65,9 +66,11 @@ def compare_there(
     """
     from preftune.sdk import Client
 
-    settings = _settings(overrides)
     if prompts is None or any(Path(side).is_file() for side in sides):
         raise UsageError("on a server, name two of its models and --prompts FILE; files are compared without --server")
+    if is_judge_file(judge):
+        return contest_there(server, sides, judge, prompts, overrides, is_json=is_json)
+    settings = _settings(overrides)
     limit = settings.pop("limit", None)
     judging = _judge(judge)
     writers = [AskedModel(model=side, **settings) for side in sides]
@@ -124,10 +127,6 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
 def _judge(spec: str) -> AskedModel:
     """A judge of the server by its name, or one elsewhere in the short form."""
     if not spec.startswith("llm:"):
-        if Path(spec).suffix in {".yaml", ".yml", ".json"}:
-            raise UsageError(
-                f"judge {spec}: a server's judge is one of its models, or llm:MODEL@URL; judge files are for this machine"
-            )
         return AskedModel(model=spec)
     model, mark, url = spec.removeprefix("llm:").rpartition("@")
     if not mark or not model or not url.startswith(("http://", "https://")):

@@ -34,7 +34,7 @@ def train_there(server: str, recipe: Path, overrides: tuple[str, ...], *, no_pro
         )
     given = made.model_dump(mode="json", exclude_defaults=True, exclude=LEFT_HERE)
     if made.evaluation is not None:
-        say("the evaluation is not run on the server; `preftune export` or the API's download fetches the model for it")
+        say("the recipe's evaluation is not part of the job; `preftune --server URL eval MODEL` holds it there")
     with Client(server) as client:
         uploaded: dict[str, str] = {}
         for stage, config in zip(given["stages"], made.stages, strict=True):

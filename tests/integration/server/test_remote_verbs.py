@@ -52,6 +52,7 @@ def test_two_models_are_compared_there(run, tmp_path):
     assert told["win_rate"] == 0.5, "the same answers on both sides are ties"
     assert told["evaluation"] in run("ls", "jobs")
     assert "limit, decoding" in run(*asked, "beta=1", code=2)
+    (tmp_path / "judge.yaml").write_text("name: llm\nmodel: m\nurl: http://127.0.0.1:9\n")
     assert "llm:MODEL@URL" in run(*asked[:-3], "judge.yaml", code=2)
     (tmp_path / "bad.jsonl").write_text('{"prompt": 3}\n')
     assert "bad.jsonl:1 field 'prompt'" in run("compare", "a", "b", "--prompts", "bad.jsonl", "--judge", "starter", code=1)
@@ -83,7 +84,7 @@ def test_an_alias_of_the_server(run, served):
 
 
 def test_what_no_server_does_says_what_to_do(run):
-    for verb in ("doctor", "eval"):
+    for verb in ("doctor", "sweep"):
         said = run(verb, code=2)
         assert f"{verb} works on this machine; " in said
         assert INSTEAD[verb] in said
@@ -94,10 +95,30 @@ def test_what_no_server_does_says_what_to_do(run):
 
 
 @pytest.mark.slow
-def test_export_fetches_the_weights(run, starter_rows, tmp_path):
+def test_a_trained_model_is_evaluated_there_and_its_weights_are_fetched(run, starter_rows, tmp_path):
     starter_rows("pairs.jsonl", 8)
     (tmp_path / "mine.yaml").write_text("model: starter\ndata: pairs.jsonl\nmethod: dpo\nmax_steps: 2\nprobe: off\n")
     job = json.loads(run("train", "mine.yaml", "pairs_per_step=4", "--json"))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"A fox, number {n}."}) + "\n" for n in range(4)))
+    rules = {"name": "rules", "rules": [{"kind": "length", "min": 2, "max": 200, "weight": 1.0}]}
+    (tmp_path / "judge.yaml").write_text(json.dumps(rules))
+    asked = ("evaluation.prompts=prompts.jsonl", "evaluation.judge=judge.yaml", "evaluation.decoding.max_new_tokens=4")
+    few = ("evaluation.limit=3", "evaluation.decoding.temperature=0")
+    told = json.loads(run("eval", job["name"], *asked, *few, "--json"))
+    assert (told["first"], told["second"]) == (job["name"], "starter"), "what its job started from"
+    figures = told["win_rate"]
+    assert figures["num_prompts"] == figures["wins"] + figures["losses"] + figures["ties"] == 3
+    assert told["evaluation"] in run("ls", "jobs")
+    same = run("eval", "starter", "--baseline", "starter", *asked, *few)
+    assert "starter wins 0, starter wins 0, ties 3" in same
+    assert json.loads(
+        run("compare", "starter", "starter", "--prompts", "prompts.jsonl", "--judge", "judge.yaml", "limit=2", "--json")
+    )["win_rate"]["num_prompts"] == 2, "a judge file goes there too"  # fmt: skip
+    assert "--baseline MODEL" in run("eval", "starter", *asked, code=2)
+    assert "evaluation.judge" in run("eval", job["name"], asked[0], code=2)
+    assert "cannot be set on a server" in run("eval", job["name"], *asked, "beta=1", code=2)
+    for name in ("prompts.jsonl", "judge.yaml"):
+        (tmp_path / name).unlink()
     to = tmp_path / "fetched"
     assert run("export", job["name"], "--to", to, "--form", "adapter").strip() == str(to)
     assert (to / "adapter_model.safetensors").stat().st_size > 0
