@@ -100,6 +100,7 @@ METRICS = tuple(
 )  # fmt: skip
 ATTENTION = "unit/modeling/test_attention.py::test_every_path_equals_the_written_out_mask"
 HEAD = "unit/modeling/test_head.py"
+LAID_OUT = "unit/modeling/test_laid_out.py"
 VIEWS = "unit/training/test_views.py"
 LOGPS = [
     *of(
@@ -147,6 +148,12 @@ LOGPS = [
         ("scale of the logits not in the gradient", "unit * (grad * spec.scale)[:, None]", "unit * grad[:, None]"),
         ("trained head without its target", "pull.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=pull.dtype))", "pass"),
     ),
+    *of(
+        "modeling/laid_out.py", f"{LAID_OUT}::test_a_weight_that_changed_is_multiplied_as_it_stands",
+        ("a changed weight is not seen", "return base.weight._version == self.version and base.weight.data_ptr() == self.address", "return True"),
+    ),
+    *of("modeling/laid_out.py", f"{LAID_OUT}::test_merged_adapters_are_seen_though_they_change_data",
+        ("merged adapters are not seen", 'getattr(self.module, "merged", False)', "False")),
     *of("modeling/head.py", f"{HEAD}::test_concentration_is_the_log_of_the_sum_of_squares",
         ("sum of p for the sum of squares", "parts.append(torch.logsumexp(2 * every, -1))", "parts.append(torch.logsumexp(every, -1))")),
     *of("modeling/forward.py", "invariant/training/test_concentration.py::test_every_way_scores_the_prompts_too",

@@ -27,13 +27,15 @@ from torch import Tensor, nn
 from preftune.modeling import linears
 from preftune.modeling.attention import Asked, attend
 from preftune.modeling.kernels import Kernels, wide
+from preftune.modeling.laid_out import LaidOut, base_linear, lay_out
 from preftune.modeling.layout import PairLayout
-from preftune.modeling.linears import Side, Tensors, base_linear, lay_together, read_side
+from preftune.modeling.linears import Side, Tensors, lay_together, read_side
 
 BLOCK = "_preftune_block"
 PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 HEADS = ("q_proj", "k_proj", "v_proj")
 INNER = ("gate_proj", "up_proj")
+NOT_LAID: tuple[LaidOut | None, ...] = (None,) * 4
 RELATIVE = 1e-4  # of what a layer adds to its input
 
 
@@ -66,7 +68,7 @@ class PreAttention(torch.autograd.Function):
         """Keeps x, the norm's scale and x A^T."""
         block = how.block
         normed, scale = how.kernels.rms(x, norm, block.eps[0])
-        y, inner, low = linears.forward(normed, Side(tensors, how.scales))
+        y, inner, low = linears.forward(normed, Side(tensors, how.scales, how.laid[0]))
         rotated, heads = block.heads + block.kv_heads, y.view(len(y), -1, block.width)
         heads = how.kernels.rotate(heads[:, :rotated], heads[:, rotated:], cos, sin)
         ctx.how, ctx.num_low = how, len(low)
@@ -77,12 +79,12 @@ class PreAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of x, the norm and the projections."""
         x, cos, sin, norm, scale, inner, *rest = ctx.saved_tensors
-        low, side = tuple(rest[: ctx.num_low]), Side(tuple(rest[ctx.num_low :]), ctx.how.scales)
+        low, side = tuple(rest[: ctx.num_low]), Side(tuple(rest[ctx.num_low :]), ctx.how.scales, ctx.how.laid[0])
         kernels, needs = ctx.how.kernels, ctx.needs_input_grad
         grad = kernels.rotate_backward(*grads[:3], cos, sin)
         pulled = linears.pull(grad, side.tensors, inner, low)
         if needs[0] or needs[4]:
-            of_normed = linears.input_grad(grad, side.tensors, pulled, low)
+            of_normed = linears.input_grad(grad, side, pulled, low)
             dx, normed = kernels.rms_backward(of_normed, x, scale, norm, grads[3])
         else:  # nothing below trains
             of_normed, dx, normed = None, None, kernels.rms(x, norm, ctx.how.block.eps[0])[0]
@@ -101,7 +103,7 @@ class PostAttention(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, o: Tensor, how: _How, norm: Tensor, *tensors: Tensor | None) -> Tensor:
         """Keeps o, x after attention and its norm's scale, gate and up, and what the adapters' first factors gave."""
         kernels = how.kernels
-        out, both, down = _split(tensors, how.scales)
+        out, both, down = _split(tensors, how)
         branch, *kept_out = cast(tuple[Any, ...], linears.forward(o, out))
         middle, normed, scale = kernels.add_rms(x, branch, norm, how.block.eps[1])
         gates, *kept_both = cast(tuple[Any, ...], linears.forward(normed, both))
@@ -121,42 +123,44 @@ class PostAttention(torch.autograd.Function):
         for count in ctx.num_kept:
             kept.append((rest[0], tuple(rest[1:count])))
             rest = rest[count:]
-        out, both, down = _split(tuple(rest), ctx.how.scales)
+        out, both, down = _split(tuple(rest), ctx.how)
         n = linears.PER_LAYER
         wants_out, wants_both, wants_down = needs[4 : 4 + n], needs[4 + n : 4 + 3 * n], needs[4 + 3 * n :]
 
         pulled = linears.pull(grad, down.tensors, *kept[2])
-        of_act = linears.input_grad(grad, down.tensors, pulled, kept[2][1])
+        of_act = linears.input_grad(grad, down, pulled, kept[2][1])
         of_gates, act = kernels.swiglu_backward(gates, of_act)
         found_down = linears.parameter_grads(grad, act, kept[2][0], pulled, down, wants_down)
         del act, of_act
 
         pulled = linears.pull(of_gates, both.tensors, *kept[1])
-        of_normed = linears.input_grad(of_gates, both.tensors, pulled, kept[1][1])
+        of_normed = linears.input_grad(of_gates, both, pulled, kept[1][1])
         dx, normed = kernels.rms_backward(of_normed, middle, scale, norm, grad)
         found_both = linears.parameter_grads(of_gates, normed, kept[1][0], pulled, both, wants_both)
         of_norm = _norm_grad(of_normed, middle, scale, norm) if needs[3] else None
 
         pulled = linears.pull(dx, out.tensors, *kept[0])
-        of_o = linears.input_grad(dx, out.tensors, pulled, kept[0][1]) if needs[1] else None
+        of_o = linears.input_grad(dx, out, pulled, kept[0][1]) if needs[1] else None
         found_out = linears.parameter_grads(dx, o, kept[0][0], pulled, out, wants_out)
         return (dx, of_o, None, of_norm, *found_out, *found_both, *found_down)
 
 
 @dataclass(frozen=True, slots=True)
 class _How:
-    """What does not change from token to token in one call: the block, the arithmetic, the adapters' scales."""
+    """What does not change from token to token in one call: the block, the arithmetic, the adapters' scales, each side's
+    weights where they are laid out."""
 
     block: Block
     kernels: Kernels
     scales: tuple[float, ...]
+    laid: tuple[LaidOut | None, ...]
 
 
-def _split(tensors: tuple[Any, ...], scales: tuple[float, ...]) -> tuple[Side, Side, Side]:
+def _split(tensors: tuple[Any, ...], how: _How) -> tuple[Side, Side, Side]:
     """The sides of o, of gate and up, and of down."""
-    n = linears.PER_LAYER
+    n, scales = linears.PER_LAYER, how.scales
     parts = ((tensors[:n], scales[:1]), (tensors[n : 3 * n], scales[1:3]), (tensors[3 * n :], scales[3:]))
-    out, both, down = (Side(*part) for part in parts)
+    out, both, down = (Side(*part, laid) for part, laid in zip(parts, how.laid, strict=True))
     return out, both, down
 
 
@@ -176,14 +180,15 @@ def run_block(layer: nn.Module, block: Block, x: Tensor, where: tuple[Tensor, Te
     if before is None or after is None:
         return None
     norms = cast(Tensor, cast(Any, layer.input_layernorm).weight), cast(Tensor, cast(Any, layer.post_attention_layernorm).weight)
-    how = _How(block, layout.kernels, before.scales)
+    laid = [one if one is not None and one.is_current else None for one in layout.laid.get(layer, NOT_LAID)]
+    how = _How(block, layout.kernels, before.scales, tuple(laid[:1]))
     q, k, v, x = PreAttention.apply(x[0], where[0][0], where[1][0], how, norms[0], *before.tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     heads = [one.transpose(0, 1)[None] for one in (q, k, v)]
     o = attend(attention, heads[0], heads[1], heads[2], layout, Asked(block.scale, block.window))[0].flatten(1)
     if block.is_last and layout.rows is not None:
         x, o = x.index_select(0, layout.rows), o.index_select(0, layout.rows)
         layout.taken.append(len(layout.rows))
-    how = _How(block, layout.kernels, after.scales)
+    how = _How(block, layout.kernels, after.scales, tuple(laid[1:]))
     return cast(Tensor, PostAttention.apply(x, o, how, norms[1], *after.tensors))[None]  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
@@ -246,6 +251,13 @@ def use_blocks(layers: Sequence[nn.Module]) -> int:
             layer.__class__ = _with_block(cast(Any, type(layer)))
         found += 1
     return found
+
+
+def lay_out_block(layer: nn.Module) -> tuple[LaidOut | None, ...]:
+    """The frozen weights of a block, laid out for products: of q, k and v; of o; of gate and up; of down."""
+    attention, mlp = cast(Any, layer.self_attn), cast(Any, layer.mlp)
+    inputs = [[getattr(attention, name) for name in HEADS], [attention.o_proj], [getattr(mlp, name) for name in INNER]]
+    return tuple(map(lay_out, [*inputs, [mlp.down_proj]]))
 
 
 def drop_block(layer: nn.Module) -> None:

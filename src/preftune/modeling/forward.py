@@ -8,7 +8,7 @@ the same numbers in the same order.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
@@ -28,9 +28,10 @@ from preftune.modeling.attention import (
     plain_name,
     use_attention,
 )
-from preftune.modeling.block import Trial, drop_block, has_block, use_blocks
+from preftune.modeling.block import Trial, drop_block, has_block, lay_out_block, use_blocks
 from preftune.modeling.head import HeadSpec, head_spec, token_concentration, token_logps
 from preftune.modeling.kernels import EAGER, Kernels
+from preftune.modeling.laid_out import LaidOut, can_be_laid_out, lay_out
 from preftune.modeling.layout import Call, PairLayout
 from preftune.modeling.routers import Routers
 from preftune.modeling.sharing import probe_pack, trace_fault, why_not_shared
@@ -103,6 +104,7 @@ class Scorer:
         self._dtype = dtype
         self._spec: HeadSpec | None = replace(head_spec(self._base, head_chunk), softmax=kernels.token_softmax)
         self._concentrations: list[Tensor] | None = None  # where the head puts them while they are asked for
+        self._laid: Mapping[nn.Module, tuple[LaidOut | None, ...]] = {}  # frozen weights of blocks, laid out for products
         self.routers: Routers | None = None  # whose auxiliary loss is part of the objective, with this weight
         self.router_weight = 0.0
         self.is_shared = False
@@ -149,6 +151,26 @@ class Scorer:
             logps = cast(Tensor, self.entry(lambda: self._token_logps(pack, with_prompts=with_prompts)))
             return self.routers.attached(logps)
 
+    @property
+    def bytes_to_lay_out(self) -> int:
+        """What ``lay_out_weights`` would take; 0 where there is nothing to lay out."""
+        layers = self._block_layers()
+        modules = [*layers, output_head(self._base)] if layers else []
+        return 2 * sum(one.nbytes for module in modules for one in module.parameters() if can_be_laid_out(one))
+
+    def lay_out_weights(self) -> None:
+        """Lay frozen weights out for the products of a CPU (:mod:`preftune.modeling.laid_out`): a tenth faster, for two copies.
+
+        A weight that is changed in place afterwards is multiplied as it stands, unless it is changed through ``.data``.
+        """
+        layers, head = self._block_layers(), output_head(self._base)
+        self._laid = {layer: lay_out_block(layer) for layer in layers}
+        if layers and self._spec is not None and type(head) is nn.Linear:
+            self._spec = replace(self._spec, laid=lay_out([head]))
+
+    def _block_layers(self) -> list[nn.Module]:
+        return [layer for layer in decoder_layers(self._base) if has_block(layer)] if self.is_shared else []
+
     def plain(self) -> Scorer:
         """The same model scored by one row for each completion."""
         other = copy.copy(self)
@@ -188,7 +210,8 @@ class Scorer:
             places = [place for group in pack.groups for place in range(group.start, group.start + group.prompt - 1)]
             more = torch.tensor(places, dtype=rows.dtype, device=rows.device)
             rows, targets = torch.cat([rows, more]), torch.cat([targets, self._tensor(pack.ids).index_select(0, more + 1)])
-        layout = PairLayout(pack.groups, trace, kernels=self.kernels, rows=None if self._spec is None else rows, trial=trial)
+        asked_rows = None if self._spec is None else rows
+        layout = PairLayout(pack.groups, trace, kernels=self.kernels, rows=asked_rows, trial=trial, laid=self._laid)
         extras = {"position_ids": self._tensor(pack.positions)[None], "pair_layout": layout}
         return self._score(self._tensor(pack.ids)[None], rows, targets, extras)
 

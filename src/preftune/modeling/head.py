@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.modeling.head_blocks import BlockedTokenLogps
+from preftune.modeling.laid_out import LaidOut
 
 LOGITS_PER_CHUNK = 1 << 23  # 32 MB of float32: larger chunks leave the cache, smaller ones starve the product
 MIN_TOKENS = 64
@@ -34,7 +35,7 @@ class HeadSpec:
     """What a model does to its logits: multiply by ``scale``, then cap softly at ``cap``.
 
     chunk: tokens at a time. block: ids of the vocabulary at a time, 0 for all of them. softmax: a compiled one of raw logits
-    (:func:`preftune.modeling.kernels.token_softmax`), if any.
+    (:func:`preftune.modeling.kernels.token_softmax`), if any. laid: the weight of the head laid out for products, if it is.
     """
 
     scale: float = 1.0
@@ -42,6 +43,7 @@ class HeadSpec:
     chunk: int = 512
     block: int = 0
     softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    laid: LaidOut | None = None
 
     @property
     def rows(self) -> int:
@@ -84,14 +86,15 @@ class TokenLogps(torch.autograd.Function):
         forms_unit = wants_grad and ctx.needs_input_grad[0]
         unit = torch.empty_like(hidden) if forms_unit else None
         logps = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
+        laid = spec.laid if bias is None and spec.laid is not None and spec.laid.is_current else None
         for start in range(0, len(hidden), spec.chunk):
             rows = slice(start, start + spec.chunk)
             chosen = targets[rows, None]
             if spec.softmax is not None and spec.scale == 1.0 and spec.cap is None:
-                probabilities, logps[rows] = spec.softmax(nn.functional.linear(hidden[rows], weight, bias), chosen)
+                probabilities, logps[rows] = spec.softmax(_raw(hidden[rows], weight, bias, laid), chosen)
                 logits = probabilities
             else:
-                logits = _logits(hidden[rows], weight, bias, spec)
+                logits = _shape(_raw(hidden[rows], weight, bias, laid), spec)
                 probabilities = torch.softmax(logits, -1)
                 logps[rows] = _log_of_chosen(logits, probabilities, chosen)
             if unit is not None:
@@ -101,8 +104,8 @@ class TokenLogps(torch.autograd.Function):
                 if slope is not None:
                     pull = pull.mul_(slope)
                     at_target = (at_target * slope.gather(1, chosen)).to(hidden.dtype)
-                torch.mm(pull.to(hidden.dtype), weight, out=unit[rows])
-                torch.sub(at_target, unit[rows], out=unit[rows])
+                pull = pull.to(hidden.dtype)
+                torch.sub(at_target, torch.mm(pull, weight) if laid is None else laid.backward(pull), out=unit[rows])
         if wants_grad:
             ctx.save_for_backward(unit, hidden, weight, bias, targets)
         ctx.spec = spec
@@ -166,6 +169,11 @@ def _log_of_chosen(logits: Tensor, probabilities: Tensor, chosen: Tensor) -> Ten
     if bool((at_chosen < SMALL).any()):
         return (logits.gather(1, chosen) - torch.logsumexp(logits, -1, keepdim=True)).squeeze(1)
     return at_chosen.log().squeeze(1)
+
+
+def _raw(hidden: Tensor, weight: Tensor, bias: Tensor | None, laid: LaidOut | None) -> Tensor:
+    """h W^T + b of a chunk, in the dtype of h."""
+    return nn.functional.linear(hidden, weight, bias) if laid is None else laid.forward(hidden)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: HeadSpec) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from preftune.data.pack import Group
 from preftune.modeling.group_parts import Part, hidden_mask
 from preftune.modeling.kernels import EAGER, Kernels
+from preftune.modeling.laid_out import LaidOut
 
 if TYPE_CHECKING:
     from preftune.modeling.varlen import Segments
@@ -42,7 +44,7 @@ class PairLayout:
     trace: a list that every attention call is written to (certificates); None in normal work. kernels: the elementwise
     arithmetic of fused blocks. rows: the positions whose hidden states are wanted; a last layer that leaves the others out
     writes how many into ``taken``. trial: sees layers instead of running them fused. segments: of the variable-length
-    kernels, by device, made once a pack.
+    kernels, by device, made once a pack. laid: of fused blocks, their weights as they are laid out for products.
     """
 
     groups: tuple[Group, ...]
@@ -53,6 +55,7 @@ class PairLayout:
     taken: list[int] = field(default_factory=list)
     trial: Watcher | None = None
     segments: dict[torch.device, Segments] = field(default_factory=dict)
+    laid: Mapping[nn.Module, tuple[LaidOut | None, ...]] = field(default_factory=dict)
 
     def mask(self, group: Group, window: int | None, repeats: int, part: Part, like: Tensor) -> Tensor:
         """Additive mask of a part of a group, for ``repeats`` heads: (repeats * rows, keys), 0 where seen, -inf where hidden."""

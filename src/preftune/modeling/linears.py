@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.modeling.adapters import LeanLoraLinear
+from preftune.modeling.laid_out import LaidOut, base_linear
 
 Tensors: TypeAlias = tuple[Tensor | None, ...]
 PER_LAYER = 4  # weight, bias, A, B
@@ -26,10 +27,14 @@ PER_LAYER = 4  # weight, bias, A, B
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Linear layers of one input as a flat tuple of tensors (weight, bias, A, B of each) and their adapters' scales."""
+    """Linear layers of one input as a flat tuple of tensors (weight, bias, A, B of each) and their adapters' scales.
+
+    laid: their weights laid out for products, where they are.
+    """
 
     tensors: Tensors
     scales: tuple[float, ...]
+    laid: LaidOut | None = None
 
     @property
     def num_layers(self) -> int:
@@ -69,12 +74,6 @@ def _read(module: nn.Module) -> tuple[Tensors, float] | None:
     return (base.weight, base.bias, cast(Tensor, a), cast(Tensor, b)), float(module.scaling[name])
 
 
-def base_linear(module: nn.Module) -> nn.Linear | None:
-    """The linear layer itself, behind an adapter or not."""
-    base = getattr(module, "base_layer", module)
-    return base if type(base) is nn.Linear else None
-
-
 @torch.no_grad()
 def lay_together(modules: Sequence[nn.Module]) -> None:
     """Move the weights of linear layers one below the other into one block of memory; their values stay.
@@ -111,8 +110,10 @@ def forward(x: Tensor, side: Side) -> tuple[Tensor, Tensor | None, Tensors]:
     tensors = side.tensors
     weights, biases, a, b = (tensors[kind::PER_LAYER] for kind in range(PER_LAYER))
     spans, adapted, ranks = _places(tensors)
-    whole = together([cast(Tensor, weight) for weight in weights])
-    if whole is not None:
+    whole = together([cast(Tensor, weight) for weight in weights]) if side.laid is None else None
+    if side.laid is not None:
+        y = side.laid.forward(x)
+    elif whole is not None:
         y = torch.mm(x, whole.t())
     else:
         y = torch.cat([torch.mm(x, cast(Tensor, weight).t()) for weight in weights], 1)
@@ -134,17 +135,21 @@ def pull(grad: Tensor, tensors: Sequence[Tensor | None], inner: Tensor | None, l
     if inner is None:
         return None
     spans, adapted, ranks = _places(tensors)
+    if len(tensors) == PER_LAYER:
+        return torch.mm(grad, cast(Tensor, low[1]))
     pulled = torch.empty_like(inner)
     for i, low_b, rank in zip(adapted, low[1:], ranks, strict=True):
         pulled[:, rank] = torch.mm(grad[:, spans[i]], cast(Tensor, low_b))
     return pulled
 
 
-def input_grad(grad: Tensor, tensors: Sequence[Tensor | None], pulled: Tensor | None, low: Tensors) -> Tensor:
+def input_grad(grad: Tensor, side: Side, pulled: Tensor | None, low: Tensors) -> Tensor:
     """Gradient of x: sum over i of grad_i W_i, and pulled A; (T, d)."""
-    weights = [cast(Tensor, weight) for weight in tensors[::PER_LAYER]]
-    whole = together(weights)
-    if whole is not None:
+    weights = [cast(Tensor, weight) for weight in side.tensors[::PER_LAYER]]
+    whole = together(weights) if side.laid is None else None
+    if side.laid is not None:
+        dx = side.laid.backward(grad)
+    elif whole is not None:
         dx = torch.mm(grad, whole)
     else:
         spans = _spans(weights)

@@ -1,4 +1,8 @@
-"""Checkpointing and offloading of activations: as the recipe says, or where the largest pack would not fit otherwise."""
+"""Memory given for time and time for memory.
+
+Checkpointing and offloading of activations: as the recipe says, or where the largest pack would not fit otherwise. Frozen
+weights laid out twice more for products: where there is room in plenty.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,8 @@ from preftune.training.state import StagePlan
 SAMPLE_TOKENS = 1024
 BACKWARD = 1.3  # gradients of one layer and what its products need beside what forward kept
 FULL = 0.85  # of the memory: the same bound as the warning of the preflight
+SPARE = 0.1
+"""Of the memory, what copies of frozen weights may take: they save a tenth of the products' time and nothing else."""
 _GB = 1e9
 
 
@@ -77,7 +83,22 @@ def save_memory(stage: StagePlan, scorer: Scorer, sink: EventSink) -> dict[str, 
             raise UsageError(
                 f"stage {config.name}: gradient_checkpointing: {str(error).splitlines()[0]} Write gradient_checkpointing: 'off'"
             ) from None
-    return {"gradient_checkpointing": checkpointing, "activation_offloading": config.activation_offloading}
+    laid_out = _lay_out(stage, scorer) if checkpointing == "off" else 0
+    return {
+        "gradient_checkpointing": checkpointing,
+        "activation_offloading": config.activation_offloading,
+        "laid_out_weights_bytes": laid_out,
+    }
+
+
+def _lay_out(stage: StagePlan, scorer: Scorer) -> int:
+    """Lay the frozen weights out for products where that takes a small part of the memory; the bytes it took."""
+    wanted, limit = scorer.bytes_to_lay_out, memory_limit(scorer.device)
+    sharers = stage.ranks.launch.local_size
+    if not wanted or (limit is not None and wanted * sharers > SPARE * limit.num_bytes):
+        return 0
+    scorer.lay_out_weights()
+    return wanted
 
 
 def need_of(scorer: Scorer, config: StageConfig, examples: Sequence[TokenisedExample]) -> Need | None:

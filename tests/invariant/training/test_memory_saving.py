@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +129,25 @@ def test_auto_checkpoints_where_the_largest_pack_would_not_fit(tmp_path, tiny_mo
     assert "would keep" in said.message
     assert "the test's memory is" in said.message
     assert losses_of(tmp_path / "roomy") == losses_of(tmp_path / "tight")
+
+
+def test_frozen_weights_are_laid_out_where_there_is_room(tmp_path, tiny_model, monkeypatch):
+    """Three runs of the same bits: with room, without it, and with what is checkpointed anyway."""
+
+    def trained(name, **changes):
+        plan = make_plan(tmp_path, tiny_model, folder=name, max_steps=3, lora=PLAIN, **changes)
+        plan = replace(plan, loaded=load_model(ModelConfig(name=str(tiny_model)), precision="bfloat16"))
+        return run_stage(plan).facts["laid_out_weights_bytes"]
+
+    frozen = [
+        one for one in load_model(ModelConfig(name=str(tiny_model)), precision="bfloat16").model.parameters() if one.dim() == 2
+    ]
+    taken = trained("roomy")
+    monkeypatch.setattr(saving, "memory_limit", lambda _device: MemoryLimit(taken * 9, "test's memory"))
+    assert trained("tight", gradient_checkpointing="off") == 0
+    assert trained("checkpointed", gradient_checkpointing="on") == 0
+    assert 0 < taken <= 2 * sum(one.nbytes for one in frozen)
+    assert losses_of(tmp_path / "roomy") == losses_of(tmp_path / "tight") == losses_of(tmp_path / "checkpointed")
 
 
 def test_what_the_largest_pack_keeps_is_foreseen_from_a_small_one(deep_model):
