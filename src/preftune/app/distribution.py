@@ -15,8 +15,8 @@ def check_processes(recipe: Recipe, model: str, shapes: Any, num_weights: int | 
     Parameters
         model: that the first stage starts from. shapes, num_weights: of its weights, None where they are not known yet.
     """
+    from preftune.modeling.machine import device_bytes
     from preftune.training.devices import choose_device, choose_precision
-    from preftune.training.machine import device_bytes
     from preftune.training.model_files import num_trainable, quantised_by
     from preftune.training.sharing_out import Sizes, check_distributed, describe, spread_kind
 

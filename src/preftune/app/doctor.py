@@ -105,8 +105,8 @@ def _packages() -> Iterator[Check]:
 def _processor() -> Check:
     import torch
 
+    from preftune.modeling.machine import cpu_count
     from preftune.training.devices import has_fast_bfloat16
-    from preftune.training.machine import cpu_count
 
     fast = has_fast_bfloat16(torch.device("cpu"))
     capabilities = torch.cpu.get_capabilities().items()
@@ -142,7 +142,7 @@ def _gpu() -> Check:
 def _memory() -> Check:
     import torch
 
-    from preftune.training.machine import memory_limit, total_memory
+    from preftune.modeling.machine import memory_limit, total_memory
 
     limit, total = memory_limit(torch.device("cpu")), total_memory()
     if limit is None:

@@ -82,9 +82,9 @@ def _run(request: ProbeRequest, folder: Path, result: dict[str, Any]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from preftune.modeling.load import load_model
+    from preftune.modeling.machine import limit_memory
     from preftune.training.competence import measure_competence
     from preftune.training.devices import choose_precision, set_allocator
-    from preftune.training.machine import limit_memory
 
     if request.has_allocator:
         set_allocator()
@@ -114,8 +114,8 @@ def _run(request: ProbeRequest, folder: Path, result: dict[str, Any]) -> None:
 
 def _rehearse(stage: StageRequest, sample: Sample, start: ModelConfig, place: Path, seed: int) -> Mapping[str, Any]:
     from preftune.modeling.load import load_model
+    from preftune.modeling.machine import resident_bytes
     from preftune.training.devices import choose_device, choose_precision
-    from preftune.training.machine import resident_bytes
     from preftune.training.rehearsal import rehearse
     from preftune.training.state import StagePlan
 

@@ -27,8 +27,8 @@ from preftune.core.version import __version__
 if TYPE_CHECKING:
     from preftune.app.probe_process import ProbeRequest
     from preftune.modeling.load import LoadedModel
+    from preftune.modeling.machine import MemoryLimit
     from preftune.training.competence import Competence
-    from preftune.training.machine import MemoryLimit
     from preftune.training.model_files import Shapes
     from preftune.training.rehearsal import Prediction, Sample
 
@@ -136,8 +136,8 @@ def probe(
 
 def limit_or_machine(memory: int | None) -> MemoryLimit | None:
     """The limit that the user gave in bytes, or what the machine has."""
+    from preftune.modeling.machine import MemoryLimit, memory_limit
     from preftune.training.devices import choose_device
-    from preftune.training.machine import MemoryLimit, memory_limit
 
     return memory_limit(choose_device()) if memory is None else MemoryLimit(memory, "limit that was given")
 
@@ -184,9 +184,9 @@ def _configs(task: ProbeTask) -> Any:
 def _request(task: ProbeTask, *, is_memory_only: bool) -> tuple[list[Sample], ProbeRequest]:
     from preftune.app.plan import reference_model
     from preftune.app.probe_process import ProbeRequest, StageRequest
+    from preftune.modeling.machine import memory_limit
     from preftune.training.competence import choose_examples, unigram_entropy
     from preftune.training.devices import choose_device, has_allocator
-    from preftune.training.machine import memory_limit
     from preftune.training.model_files import num_parameters_of
     from preftune.training.rehearsal import choose_sample
 
@@ -241,8 +241,8 @@ def _key(task: ProbeTask, content: Mapping[str, Any]) -> str:
 
     import torch
 
+    from preftune.modeling.machine import cpu_count
     from preftune.training.devices import choose_device
-    from preftune.training.machine import cpu_count
 
     device = choose_device()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} of {cpu_count()}"
@@ -275,8 +275,8 @@ def _model_digest(name: str) -> str:
 
 
 def _stages(task: ProbeTask, samples: Sequence[Sample], result: Mapping[str, Any]) -> list[StageProbe]:
+    from preftune.modeling.machine import resident_bytes
     from preftune.training.competence import Competence
-    from preftune.training.machine import resident_bytes
     from preftune.training.rehearsal import Rehearsal, predict
 
     found: list[StageProbe] = []

@@ -7,6 +7,7 @@ key-value cache, is served by ``PlainDecoder``: one conversation after another, 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,17 @@ from transformers import PreTrainedModel
 from preftune.modeling.adapter_bank import BASE, AdapterBank
 from preftune.modeling.attention import CannotShare, attention_name, use_attention
 from preftune.modeling.forward import TOLERANCE
+from preftune.modeling.laid_out import lay_out_layers
 from preftune.modeling.layout import Call
+from preftune.modeling.machine import memory_limit
 from preftune.modeling.quiet import quiet
 from preftune.modeling.sharing import LONGEST_PROBE, position_limits, text_config, trace_fault, why_not_shared
 from preftune.modeling.slots import SLOTS, SMALLEST_ROOM, Shelf, SlotRow, SlotStep
 
 PROBE_TOKENS = 24
 PROBE_PIECE = 9
+SPARE = 0.25
+"""Of the memory, what a second copy of the weights may take: one conversation is answered 1.5 to 2 times as fast with it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -313,7 +318,14 @@ class PlainDecoder:
 
 
 def decoder_of(base: PreTrainedModel) -> SlotDecoder | PlainDecoder:
-    """Batches where the model agrees with itself in them, else one after another."""
+    """Batches where the model agrees with itself in them, else one after another.
+
+    The model answers and does not train. On a CPU with room its weights are laid out for their products before it is asked
+    whether it agrees (:mod:`preftune.modeling.laid_out`).
+    """
+    base.requires_grad_(requires_grad=False)
+    limit = memory_limit(base.device)
+    lay_out_layers(base, math.inf if limit is None else SPARE * limit.num_bytes)
     try:
         return SlotDecoder(base)
     except CannotShare as error:

@@ -153,8 +153,8 @@ class Scorer:
 
     @property
     def bytes_to_lay_out(self) -> int:
-        """What ``lay_out_weights`` would take; 0 where there is nothing to lay out."""
-        layers = self._block_layers()
+        """What ``lay_out_weights`` would take; 0 where there is nothing to lay out, and where other bits would come of it."""
+        layers = self._block_layers() if self.dtype == torch.bfloat16 else []
         modules = [*layers, output_head(self._base)] if layers else []
         return 2 * sum(one.nbytes for module in modules for one in module.parameters() if can_be_laid_out(one))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from preftune.core.launch import Launch
-from preftune.training.machine import peak_resident_bytes
+from preftune.modeling.machine import peak_resident_bytes
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -22,11 +22,11 @@ from preftune.modeling.adapters import add_lora, trainable_parameters
 from preftune.modeling.compile import choose_kernels
 from preftune.modeling.forward import Entry, Scorer
 from preftune.modeling.lineage import is_adapter_enough
+from preftune.modeling.machine import device_bytes
 from preftune.modeling.reference import weights_digest
 from preftune.training.balance import balance_experts
 from preftune.training.devices import choose_device, return_free_memory, set_threads
 from preftune.training.invariants import check_packed_equals_plain, check_start_is_reference, check_weights
-from preftune.training.machine import device_bytes
 from preftune.training.optim import LrSchedule, Optimiser, num_steps_of, schedule_of
 from preftune.training.order import Order
 from preftune.training.probe import Probe, make_probe

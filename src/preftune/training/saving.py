@@ -20,7 +20,7 @@ from preftune.data.pack import Pack, cropped, pack_of
 from preftune.modeling.activations import keep_layer_inputs, kept_bytes, own_part
 from preftune.modeling.adapters import trainable_parameters
 from preftune.modeling.forward import Scorer
-from preftune.training.machine import MemoryLimit, memory_limit, resident_bytes
+from preftune.modeling.machine import MemoryLimit, memory_limit, resident_bytes
 from preftune.training.state import StagePlan
 
 SAMPLE_TOKENS = 1024

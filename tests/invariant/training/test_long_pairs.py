@@ -40,7 +40,7 @@ def words(count, seed):
 def train(folder):
     """One optimiser step on one long pair; the facts and the growth of the process's memory while it trained."""
     import preftune
-    from preftune.training.machine import peak_resident_bytes, resident_bytes
+    from preftune.modeling.machine import peak_resident_bytes, resident_bytes
 
     row = {"prompt": words(PROMPT, 0), "chosen": words(COMPLETION, 1), "rejected": words(COMPLETION, 2)}
     (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n")

@@ -17,9 +17,9 @@ from preftune.modeling import activations
 from preftune.modeling.activations import keep_layer_inputs, kept_bytes
 from preftune.modeling.forward import Scorer
 from preftune.modeling.load import load_model
+from preftune.modeling.machine import MemoryLimit
 from preftune.training import saving
 from preftune.training.loop import run_stage
-from preftune.training.machine import MemoryLimit
 
 PLAIN = LoraConfig(rank=4, alpha=8)
 

@@ -16,7 +16,7 @@ from tiny import make_examples, make_model, make_plan
 from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedCompletion, TokenisedExample
 from preftune.data.pack import pack_step
-from preftune.training import machine
+from preftune.modeling import machine
 from preftune.training.order import Order
 from preftune.training.rehearsal import Rehearsal, Sample, choose_sample, predict, rehearse
 
@@ -119,7 +119,7 @@ def test_the_container_may_be_smaller_than_the_machine(tmp_path, monkeypatch):
 
 def test_allocations_beyond_the_limit_fail_in_that_process_alone():
     code = (
-        "import torch; from preftune.training.machine import limit_memory; limit_memory(200_000_000)\n"
+        "import torch; from preftune.modeling.machine import limit_memory; limit_memory(200_000_000)\n"
         "try:\n    torch.ones(100_000_000)\n"
         "except RuntimeError as error:\n    print('refused' if 'memory' in str(error) else error)\n"
         "print(torch.ones(1_000_000).sum().item())"

@@ -15,7 +15,7 @@ from preftune.app.recipes import load_recipe, make_recipe
 from preftune.app.train import resume_run, train
 from preftune.core.errors import Blocked, UsageError
 from preftune.core.recipe import ModelConfig, StageConfig
-from preftune.training import machine
+from preftune.modeling import machine
 from preftune.training.competence import (
     Competence,
     check_competence,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from preftune.core.recipe import LoraConfig
 from preftune.core.records import TokenisedCompletion, TokenisedExample
@@ -11,7 +11,7 @@ from preftune.data.pack import Pack, pack_of
 from preftune.modeling import laid_out
 from preftune.modeling.adapters import add_lora
 from preftune.modeling.forward import Scorer, base_of, decoder_layers
-from preftune.modeling.laid_out import lay_out
+from preftune.modeling.laid_out import LaidOutLinear, lay_out, lay_out_layers
 
 pytestmark = pytest.mark.skipif(
     not laid_out.can_be_laid_out(torch.zeros(16, 16, dtype=torch.bfloat16)), reason="this torch multiplies no bfloat16 by oneDNN"
@@ -103,9 +103,9 @@ def test_the_laid_out_weights_are_what_is_multiplied(monkeypatch: pytest.MonkeyP
     scorer.lay_out_weights()
     product, calls = laid_out._product, []
 
-    def doubled(x: torch.Tensor, laid: torch.Tensor) -> torch.Tensor:
+    def doubled(x: torch.Tensor, laid: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         calls.append(len(x))
-        return product(x, laid) * 2
+        return product(x, laid, bias) * 2
 
     monkeypatch.setattr(laid_out, "_product", doubled)
     others, _ = scored(scorer, model)
@@ -147,11 +147,34 @@ def test_merged_adapters_are_seen_though_they_change_data() -> None:
     assert float((merged - before).abs().mean()) < 0.05  # the same function, its weights rounded
 
 
-def test_what_trains_or_is_not_bfloat16_is_left_alone() -> None:
-    trained, wide = frozen(8, 8), nn.Linear(8, 8, bias=False).requires_grad_(requires_grad=False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_answers_gives_its_own_logits(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    config = Qwen2Config(  # which has biases
+        vocab_size=300, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    model = Qwen2ForCausalLM(config).to(dtype).train(mode=False).requires_grad_(requires_grad=False)
+    for name, one in model.named_parameters():
+        if name.endswith("bias"):
+            one.data.normal_()
+    ids = torch.randint(0, 300, (2, 11))
+    with torch.inference_mode():
+        expected = model(ids).logits
+        linear = [one for one in model.modules() if type(one) is nn.Linear]
+        assert lay_out_layers(model, 0.0) == 0
+        assert lay_out_layers(model, 1e9) == sum(one.weight.nbytes for one in linear)
+        assert {type(one) for one in linear} == {LaidOutLinear}
+        found = model(ids).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=0 if dtype == torch.bfloat16 else 2e-6)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2.0)
+        torch.testing.assert_close(model(ids).logits, expected * 2, rtol=0, atol=1e-5)
+
+
+def test_what_trains_is_left_alone() -> None:
+    trained = frozen(8, 8)
     trained.weight.requires_grad_()
     assert lay_out([trained]) is None
-    assert lay_out([wide]) is None
     assert lay_out([frozen(8, 8), trained]) is None
     laid = lay_out([layer := frozen(8, 8)])
     assert laid is not None
