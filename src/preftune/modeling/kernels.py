@@ -65,8 +65,8 @@ def rotate(heads: Tensor, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = wide(heads[..., :half]), wide(heads[..., half:])
     c, s = wide(cos)[:, None], wide(sin)[:, None]
     first = a * c[..., :half] - b * s[..., :half]
-    turned = torch.cat((first, b * c[..., half:] + a * s[..., half:]), -1)
-    return torch.cat((turned.to(heads.dtype), values), 1)
+    turned = _side_by_side(first, b * c[..., half:] + a * s[..., half:], heads.dtype)
+    return torch.cat((turned, values), 1)
 
 
 def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor
     a, b = wide(grad[..., :half]), wide(grad[..., half:])
     c, s = wide(cos)[:, None], wide(sin)[:, None]
     first = a * c[..., :half] + b * s[..., half:]
-    turned = torch.cat((first, b * c[..., half:] - a * s[..., :half]), -1).to(dq.dtype)
+    turned = _side_by_side(first, b * c[..., half:] - a * s[..., :half], dq.dtype)
     return torch.cat((turned.flatten(1), dv.flatten(1)), 1)
 
 
@@ -89,12 +89,17 @@ def swiglu(both: Tensor) -> Tensor:
 
 def swiglu_backward(both: Tensor, grad: Tensor) -> Pair:
     """Gradient of gate and up (T, 2 I), and silu(gate) * up (T, I) once more."""
-    inner = both.shape[-1] // 2
-    gate, up, high = wide(both[:, :inner]), wide(both[:, inner:]), wide(grad)
+    inner = grad.shape[-1]  # not half of the other, which a compiler takes for another number, and so for other loops
+    gate, up, high = wide(both[:, :inner]), wide(both[:, inner : 2 * inner]), wide(grad)
     open_ = torch.sigmoid(gate)
     silu = gate * open_
     d_gate = high * up * (open_ + silu * (1.0 - open_))
-    return torch.cat((d_gate, high * silu), -1).to(both.dtype), (silu * up).to(both.dtype)
+    return _side_by_side(d_gate, high * silu, both.dtype), (silu * up).to(both.dtype)
+
+
+def _side_by_side(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a and b rounded, next to each other in the last axis; rounded afterwards, compiled code would write them twice."""
+    return torch.cat((a.to(dtype), b.to(dtype)), -1)
 
 
 def token_softmax(logits: Tensor, chosen: Tensor) -> Pair:
