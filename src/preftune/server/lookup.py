@@ -70,9 +70,9 @@ def every(
     *,
     is_newest_first: bool = True,
     size: int = 1000,
+    after: str | None = None,
 ) -> Iterator[R]:
-    """Every record of a list, page by page. size: records of a page."""
-    after: str | None = None
+    """Every record of a list, page by page. size: records of a page. after: the record before the first one."""
     while True:
         page = platform.store.page(kind, Query(project, where, after, size, is_newest_first))
         yield from page.items

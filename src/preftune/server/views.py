@@ -80,15 +80,20 @@ def cursor_page(page: Page[R], show: Callable[[R], dict[str, Any]]) -> dict[str,
     }
 
 
-def whole_list(rows: Iterable[dict[str, Any]]) -> StreamingResponse:
-    """A list without pages, written while it is read: memory does not grow with its length."""
+def whole_list(rows: Iterable[dict[str, Any]], *, has_cursor: bool = False) -> StreamingResponse:
+    """A list without pages, written while it is read: memory does not grow with its length.
+
+    has_cursor: behind it what ``cursor_page`` says of a page: this one is the last.
+    """
 
     def chunks() -> Iterator[bytes]:
         left, sign = iter(rows), ""
+        ends: tuple[str | None, str | None] = (None, None)
         yield b'{"object":"list","data":['
         while some := list(islice(left, 100)):
             yield (sign + ",".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in some)).encode()
-            sign = ","
-        yield b"]}"
+            sign, ends = ",", (ends[0] or some[0].get("id"), some[-1].get("id"))
+        behind = {"has_more": False, "first_id": ends[0], "last_id": ends[1]} if has_cursor else {}
+        yield b"]" + "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in behind.items()).encode() + b"}"
 
     return StreamingResponse(chunks(), media_type="application/json")

@@ -12,11 +12,11 @@ from preftune.app.jobs import files, uploads
 from preftune.app.jobs.platform import Platform
 from preftune.server.addresses import upload_url
 from preftune.server.errors import envelope
-from preftune.server.lookup import file_of, platform_of
+from preftune.server.lookup import every, file_of, platform_of
 from preftune.server.ranges import content_of
 from preftune.server.security import Caller, CallerOf, audit
 from preftune.server.uploads import form_of, keep, text_of
-from preftune.server.views import cursor_page, file_object
+from preftune.server.views import cursor_page, file_object, whole_list
 from preftune.store.base import Query as Asked
 from preftune.store.records import File
 
@@ -25,13 +25,18 @@ router = APIRouter(prefix="/v1")
 
 @router.get("/files")
 def list_files(
-    request: Request, caller: CallerOf, after: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    request: Request, caller: CallerOf, after: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] | None = None,
     order: Literal["asc", "desc"] = "desc", purpose: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Files of the project."""
+) -> Response:  # fmt: skip
+    """Files of the project; all of them where no limit is given, as Together's clients take them."""
     where = {} if purpose is None else {"purpose": purpose}
-    page = platform_of(request).store.page(File, Asked(caller.project, where, after, limit, order == "desc"))
-    return cursor_page(page, file_object)
+    store, is_newest_first = platform_of(request).store, order == "desc"
+    if limit is not None:
+        return JSONResponse(
+            cursor_page(store.page(File, Asked(caller.project, where, after, limit, is_newest_first)), file_object)
+        )
+    found = every(platform_of(request), File, caller.project, where, is_newest_first=is_newest_first, after=after)
+    return whole_list((file_object(file) for file in found), has_cursor=True)
 
 
 @router.post("/files")
