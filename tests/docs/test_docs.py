@@ -1,7 +1,8 @@
 """Every code block of the README and of docs/ is executed, page by page, in a folder with the starter's own files.
 
 A fence's info string says what to do: ```bash and ```python run; ```yaml NAME writes that file (and a recipe in it must
-validate); ```bash no-run REASON is only shown, for what needs the network or an hour, and must say why.
+validate); ```bash no-run REASON is only shown, for what needs the network or an hour, and must say why; ```bash with EXTRA
+has the packages of an environment of their own beside it (`make EXTRA`), because every process would pay for them.
 """
 
 import json
@@ -39,7 +40,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-def environment(folder):
+def lent_by(extra):
+    """Where an environment of its own has its packages; "" without one. `make test` makes it."""
+    if not extra:
+        return ""
+    place = next((ROOT / f".venv-{extra}").glob("lib/python*/site-packages"), None)
+    assert place is not None, f"run make {extra}"
+    return str(place)
+
+
+def environment(folder, extra=""):
     keep = {key: value for key, value in os.environ.items() if not key.startswith("PREFTUNE_")}
     path = f"{Path(sys.executable).parent}:{keep['PATH']}"
     return {
@@ -48,6 +58,7 @@ def environment(folder):
         "PREFTUNE_CACHE": str(folder / ".cache"),
         "PREFTUNE_HOME": str(folder / ".home"),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": ":".join(filter(None, (lent_by(extra), os.environ.get("PYTHONPATH")))),
     }
 
 
@@ -64,8 +75,9 @@ def test_every_block_of_the_page_runs(page, folder):
                 check_recipe(folder / info)
         elif language in {"bash", "python"}:
             command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+            extra = info.removeprefix("with ") if info.startswith("with ") else ""
             done = subprocess.run(
-                command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300, check=False
+                command, cwd=folder, env=environment(folder, extra), capture_output=True, text=True, timeout=300, check=False
             )
             assert done.returncode == 0, f"{page.name}:\n{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 

@@ -150,7 +150,7 @@ LOGPS = [
     ),
     *of(
         "modeling/laid_out.py", f"{LAID_OUT}::test_a_weight_that_changed_is_multiplied_as_it_stands",
-        ("a changed weight is not seen", "return base.weight._version == self.version and base.weight.data_ptr() == self.address", "return True"),
+        ("a changed weight is not seen", "return weight._version == self.version and weight.data_ptr() == self.address", "return True"),
     ),
     *of("modeling/laid_out.py", f"{LAID_OUT}::test_merged_adapters_are_seen_though_they_change_data",
         ("merged adapters are not seen", 'getattr(self.module, "merged", False)', "False")),

@@ -172,7 +172,7 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, 
     parts = []
     for group in layout.groups:
         span = slice(group.start, group.start + group.num_tokens)
-        alone = replace(layout, groups=(Group(0, group.prompt, group.completions),), trace=None)
+        alone = replace(layout, groups=(Group(0, group.prompt, group.completions),), trace=None, places={})
         if group.num_tokens <= EXPLICIT_TOKENS:
             part = group_attention(q[:, :, span], k[:, :, span], v[:, :, span], alone, scale, window)
         else:

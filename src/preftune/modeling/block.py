@@ -316,7 +316,7 @@ class Trial:
         copied = copy.deepcopy(layer).float()
         kept = [one.detach().clone() for one in (x, *kwargs["position_embeddings"])]
         x, cos, sin = (one.float() for one in kept)
-        layout = replace(kwargs["pair_layout"], trial=None, trace=None, rows=None, masks={})
+        layout = replace(kwargs["pair_layout"], trial=None, trace=None, rows=None, masks={}, places={})
         given = {**kwargs, "position_embeddings": (cos, sin), "pair_layout": layout}
         made = torch.Generator().manual_seed(0)
         with torch.no_grad():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from preftune.data.pack import Group
-from preftune.modeling.group_parts import PART_CELLS, Part, Span, parts_of
+from preftune.modeling.group_parts import PART_CELLS, Span, parts_of
 from preftune.modeling.layout import PairLayout
 
 KEPT_TOKENS = 512
@@ -36,13 +37,11 @@ class GroupAttention(torch.autograd.Function):
         repeats, is_training = heads // kv_heads, any(ctx.needs_input_grad[:3])
         out = q.new_empty(tokens, heads, out_width)
         kept: list[Tensor | None] = []
-        for group, part in _parts(layout):
-            mask = layout.mask(group, window, repeats, part, q)
-            rows = _within(group, part.rows)
-            queries = q[0, :, rows].reshape(kv_heads, -1, width)  # heads that share a key head are rows of one product
-            p = _probabilities(queries, _keys(k, group, part), mask, scale)
-            out[rows] = torch.bmm(p, _keys(v, group, part)).view(heads, -1, out_width).transpose(0, 1)
-            kept.append(p if is_training and group.num_tokens <= KEPT_TOKENS else None)
+        for place in _places(layout, window, repeats, q):
+            queries = q[0, :, place.rows].reshape(kv_heads, -1, width)  # heads that share a key head are rows of one product
+            p = _probabilities(queries, place.keys_of(k), place.mask, scale)
+            out[place.rows].copy_(torch.bmm(p, place.keys_of(v)).view(heads, -1, out_width).transpose(0, 1))
+            kept.append(p if is_training and place.is_kept else None)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.layout, ctx.scale, ctx.window = layout, scale, window
         return out[None]
@@ -57,29 +56,59 @@ class GroupAttention(torch.autograd.Function):
         # laid out (tokens, heads, D), as the projections that made q, k and v want their gradients
         dq = q.new_empty(tokens, heads, width)
         dk, dv = k.new_zeros(tokens, kv_heads, width), v.new_zeros(tokens, kv_heads, out_width)
-        for group, part in reversed(_parts(layout)):
+        for place in reversed(_places(layout, ctx.window, heads // kv_heads, q)):
             p = kept.pop()
-            rows, past, values = _within(group, part.rows), _keys(k, group, part), _keys(v, group, part)
+            rows, past, values = place.rows, place.keys_of(k), place.keys_of(v)
             queries = q[0, :, rows].reshape(kv_heads, -1, width)
             if p is None:
-                p = _probabilities(queries, past, layout.mask(group, ctx.window, heads // kv_heads, part, q), scale)
+                p = _probabilities(queries, past, place.mask, scale)
             do = grad[rows].transpose(0, 1).reshape(kv_heads, -1, out_width)
-            ds = _softmax_backward(p, torch.bmm(do, values.transpose(1, 2)), scale)
-            dq[rows] = torch.bmm(ds, past).view(heads, -1, width).transpose(0, 1)
+            ds = _softmax_backward(p, torch.bmm(do, values.transpose(1, 2)))
+            dq[rows].copy_(_scaled(ds, past, scale).view(heads, -1, width).transpose(0, 1))
             of_v = torch.bmm(p.transpose(1, 2), do).transpose(0, 1)
-            of_k = torch.bmm(ds.transpose(1, 2), queries).transpose(0, 1)
+            of_k = _scaled(ds.transpose(1, 2), queries, scale).transpose(0, 1)
             at = 0
-            for first, end in part.keys:
-                keys, count = _within(group, (first, end)), end - first
-                dv[keys] += of_v[at : at + count]
-                dk[keys] += of_k[at : at + count]
+            for keys in place.keys:
+                count = keys.stop - keys.start
+                dv[keys].add_(of_v[at : at + count])
+                dk[keys].add_(of_k[at : at + count])
                 at += count
         return dq.transpose(0, 1)[None], dk.transpose(0, 1)[None], dv.transpose(0, 1)[None], None, None, None
 
 
-def _parts(layout: PairLayout) -> list[tuple[Group, Part]]:
-    """Every part of every group, in the order of their rows."""
-    return [(group, part) for group in layout.groups for part in parts_of(group.prompt, group.completions, PART_CELLS)]
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of a group in the pack's row: its rows, its keys in one span or two, and their additive mask.
+
+    is_kept: its probabilities are kept for backward.
+    """
+
+    rows: slice
+    keys: tuple[slice, ...]
+    mask: Tensor
+    is_kept: bool
+
+    def keys_of(self, x: Tensor) -> Tensor:
+        """The part's keys or values of x (1, K, T, D): (K, keys, D); a view where they lie in one span."""
+        spans = [x[0, :, span] for span in self.keys]
+        return spans[0] if len(spans) == 1 else torch.cat(spans, 1)
+
+
+def _places(layout: PairLayout, window: int | None, repeats: int, like: Tensor) -> list[Place]:
+    """Every part of every group in the order of their rows; found once for all layers that see as far."""
+    key = (window, repeats, like.dtype, like.device)
+    if key not in layout.places:
+        layout.places[key] = [
+            Place(
+                _within(group, part.rows),
+                tuple(_within(group, span) for span in part.keys),
+                layout.mask(group, window, repeats, part, like),
+                group.num_tokens <= KEPT_TOKENS,
+            )
+            for group in layout.groups
+            for part in parts_of(group.prompt, group.completions, PART_CELLS)
+        ]
+    return layout.places[key]
 
 
 def _within(group: Group, span: Span) -> slice:
@@ -87,17 +116,16 @@ def _within(group: Group, span: Span) -> slice:
     return slice(group.start + span[0], group.start + span[1])
 
 
-def _keys(x: Tensor, group: Group, part: Part) -> Tensor:
-    """Keys or values (1, K, T, D) of a part: (K, keys, D); a view where they lie in one span."""
-    spans = [x[0, :, _within(group, span)] for span in part.keys]
-    return spans[0] if len(spans) == 1 else torch.cat(spans, 1)
-
-
 def _probabilities(rows: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:
     """softmax(rows keys^T * scale + mask): (kv_heads, heads per kv head * n, m) in the dtype of rows; sums in float32."""
     return torch.softmax(torch.baddbmm(mask.expand(rows.shape[0], -1, -1), rows, keys.transpose(1, 2), alpha=scale), -1)
 
 
-def _softmax_backward(p: Tensor, dp: Tensor, scale: float) -> Tensor:
-    """(p * (dp - sum(p * dp))) * scale, summed in float32, in the dtype of p."""
-    return torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scale)  # noqa: SLF001 (the operator behind softmax)
+def _softmax_backward(p: Tensor, dp: Tensor) -> Tensor:
+    """p * (dp - sum(p * dp)), summed in float32, in the dtype of p."""
+    return torch._softmax_backward_data(dp, p, -1, p.dtype)  # noqa: SLF001 (the operator behind softmax)
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a b, scaled before it is rounded and without a pass over a: (K, n, m) and (K, m, D) -> (K, n, D)."""
+    return torch.baddbmm(a.new_zeros(1, 1, 1), a, b, beta=0, alpha=scale)

@@ -15,8 +15,10 @@ from preftune.modeling.kernels import EAGER, Kernels
 from preftune.modeling.laid_out import LaidOut
 
 if TYPE_CHECKING:
+    from preftune.modeling.group_attention import Place
     from preftune.modeling.varlen import Segments
 
+PlacesKey: TypeAlias = tuple[int | None, int, torch.dtype, torch.device]
 MaskKey: TypeAlias = tuple[int, tuple[int, ...], int | None, int, Part]
 
 
@@ -43,8 +45,9 @@ class PairLayout:
 
     trace: a list that every attention call is written to (certificates); None in normal work. kernels: the elementwise
     arithmetic of fused blocks. rows: the positions whose hidden states are wanted; a last layer that leaves the others out
-    writes how many into ``taken``. trial: sees layers instead of running them fused. segments: of the variable-length
-    kernels, by device, made once a pack. laid: of fused blocks, their weights as they are laid out for products.
+    writes how many into ``taken``. trial: sees layers instead of running them fused. places: of the parts of groups on a
+    CPU, and segments of the variable-length kernels, each made once a pack. laid: of fused blocks, their weights as they
+    are laid out for products.
     """
 
     groups: tuple[Group, ...]
@@ -54,6 +57,7 @@ class PairLayout:
     rows: Tensor | None = None
     taken: list[int] = field(default_factory=list)
     trial: Watcher | None = None
+    places: dict[PlacesKey, list[Place]] = field(default_factory=dict)
     segments: dict[torch.device, Segments] = field(default_factory=dict)
     laid: Mapping[nn.Module, tuple[LaidOut | None, ...]] = field(default_factory=dict)
 

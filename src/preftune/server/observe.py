@@ -39,7 +39,7 @@ class Meters:
 
     def count_jobs(self, platform: Platform) -> None:
         """Read how many jobs there are in each state."""
-        for work in ("train", "evaluate", "validate"):
+        for work in ("train", "evaluate", "validate", "export"):
             for status in (*ACTIVE, *ENDED):
                 number = platform.store.count(Job, Query(None, {"work": work, "status": status}))
                 self.jobs.labels(work, status).set(number)

@@ -47,6 +47,7 @@ def test_metrics_count_requests_by_route_and_jobs_by_state(client):
     assert found["preftune_http_requests_total", "/v1/files/{file_id}", "404", "GET"] == 3
     assert found["preftune_http_request_seconds_count", "/v1/fine_tuning/jobs", "GET"] == 1
     assert found["preftune_jobs", "queued", "train"] == 1
+    assert found["preftune_jobs", "export", "queued"] == 0
     assert "file-none" not in text, "an id became a label"
 
 

@@ -283,6 +283,9 @@ def test_a_broken_start_stops_the_run(tmp_path, tiny_model, monkeypatch):
         def scores(self, pack):
             return self.inner.scores(pack) - 0.2
 
+        def meet(self, pack):
+            self.inner.meet(pack)
+
     monkeypatch.setattr(prepare_module, "score_reference", wrong)
     with pytest.raises(InvariantBroken, match="does not start as its reference"):
         run_stage(make_plan(tmp_path, tiny_model))
