@@ -133,12 +133,12 @@ LOGPS = [
     ),
     *of(
         "modeling/group_attention.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",
-        ("parts overwrite the keys' gradient", "dk[keys] += of_k", "dk[keys] = of_k"),
+        ("parts overwrite the keys' gradient", "dk[keys].add_(of_k", "dk[keys].copy_(of_k"),
     ),
     *of(
         "modeling/group_attention.py", f"{ATTENTION}[8-0-512-1024-False-None-4]",
-        ("slope of the scores without their scale", "p, -1, p.dtype).mul_(scale)", "p, -1, p.dtype)"),
-        ("gradient of the keys from the values", "of_k = torch.bmm(ds.transpose(1, 2), queries)", "of_k = torch.bmm(p.transpose(1, 2), queries)"),
+        ("slope of the scores without their scale", "a, b, beta=0, alpha=scale", "a, b, beta=0, alpha=1.0"),
+        ("gradient of the keys from the values", "of_k = _scaled(ds.transpose(1, 2)", "of_k = _scaled(p.transpose(1, 2)"),
     ),
     *of(
         "modeling/head.py",
