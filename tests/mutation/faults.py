@@ -120,7 +120,7 @@ LOGPS = [
         ("packs start at the same completion", "pack.segments + start for", "pack.segments for"),
         ("single tokens of the other side", "segments % 2 == side", "segments % 2 != side"),
         ("places counted over the pack", "kept - first[segments[kept]]", "kept"),
-        ("no confidence is half of one", "1.0 if example.confidence is None", "0.5 if example.confidence is None"),
+        ("no confidence is half of one", "1.0 if one.confidence is None", "0.5 if one.confidence is None"),
     ),
     *of(
         "modeling/group_parts.py", f"{ATTENTION}[8-12000-512-1024-False-None-4]",
