@@ -42,7 +42,7 @@ QUICK: Mapping[str, list[str]] = {
     "serving": ["--kinds", "tiny", "--dtypes", "float32", "--rounds", "1", "--tokens", "8"],
 }
 FULL_RUN: Mapping[str, list[str]] = {  # so that everything together stays within its time
-    "lora": ["--probe-seconds", "240"],
+    "lora": ["--probe-seconds", "100"],
     "full": ["--steps", "2", "--rounds", "1", "--probe-seconds", "60"],
     "orpo": ["--steps", "2", "--rounds", "1", "--probe-seconds", "60"],
     "sft": ["--steps", "2", "--rounds", "1", "--probe-seconds", "60"],
