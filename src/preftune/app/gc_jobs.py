@@ -18,7 +18,7 @@ from preftune.app.jobs.child import RUN, TASK
 from preftune.app.jobs.evaluations import rows_key
 from preftune.app.jobs.platform import Platform
 from preftune.core.files import TEMPORARY_PREFIX
-from preftune.store.base import MAX_PAGE, Query, R, Store
+from preftune.store.base import MAX_PAGE, Query, R, Store, every
 from preftune.store.records import DatasetVersion, File, Job, ModelVersion, Upload
 
 DAY = 86_400.0
@@ -114,13 +114,7 @@ def _named(store: Store) -> set[str]:
 
 def _every(store: Store, kind: type[R]) -> Iterator[R]:
     """All records of a kind, deleted ones too."""
-    after = None
-    while True:
-        page = store.page(kind, Query(None, after=after, limit=MAX_PAGE, is_newest_first=False, with_deleted=True))
-        yield from page.items
-        if not page.has_more:
-            return
-        after = page.items[-1].id
+    return every(store, kind, Query(None, limit=MAX_PAGE, is_newest_first=False, with_deleted=True))
 
 
 def _bytes(folder: Path) -> int:

@@ -43,6 +43,7 @@ class Hooks:
         """The sink, and every callback after it."""
 
         def tell(event: Event, /) -> None:
+            """Hand an event on, and see where a stage starts and what it did."""
             sink(event)
             if isinstance(event, StageStarted):
                 self._reason = ""

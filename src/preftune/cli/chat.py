@@ -106,6 +106,7 @@ class _Talk:
                 self.chat.take_back()
 
     def say(self, text: str) -> None:
+        """Put one message, and write the answer while it grows; what is stopped before its first word is taken back."""
         self.chat.ask(text)
         if self.chat.baseline is not None:
             self._compare()

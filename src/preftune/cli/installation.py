@@ -142,6 +142,7 @@ class _Here:
         return self._shown.job_detail(self._kept(job_id))
 
     def events(self, job_id: str, *, follow: bool) -> Iterator[api.Event]:
+        """A job's events, oldest first; with ``follow`` until it has ended and all are told."""
         import time
 
         from preftune.store.base import Query

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from preftune.cli.output import print_json, say
-from preftune.cli.remote_eval import contest_there, is_judge_file
+from preftune.cli.remote_eval import contest_there, is_judge_file, settings_of
 from preftune.core.errors import InputError, UsageError
 from preftune.core.served import AskedModel
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VALIDATION_SECONDS = 3600.0
 SETTINGS: Mapping[str, tuple[str, type]] = {
-    "limit": ("", int), "decoding.temperature": ("temperature", float), "decoding.max_new_tokens": ("max_tokens", int),
+    "limit": ("limit", int), "decoding.temperature": ("temperature", float), "decoding.max_new_tokens": ("max_tokens", int),
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def compare_there(
         raise UsageError("on a server, name two of its models and --prompts FILE; files are compared without --server")
     if is_judge_file(judge):
         return contest_there(server, sides, judge, prompts, overrides, is_json=is_json)
-    settings = _settings(overrides)
+    settings = settings_of(overrides, SETTINGS)
     limit = settings.pop("limit", None)
     judging = _judge(judge)
     writers = [AskedModel(model=side, **settings) for side in sides]
@@ -105,23 +105,6 @@ def _counted(result: Mapping[str, Any]) -> dict[str, Any]:
         "win_rate": sum(scores) / len(scores) if scores else None, "interval": [found.low, found.high] if found else None,
         "unjudged": int(result["generation_fail_count"]) + int(result["judge_fail_count"]),
     }  # fmt: skip
-
-
-def _settings(overrides: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one in overrides:
-        key, _, text = one.partition("=")
-        if key not in SETTINGS:
-            raise UsageError(f"{key} cannot be set on a server; {', '.join(SETTINGS)} can")
-        name, kind = SETTINGS[key]
-        try:
-            value = kind(text)
-        except ValueError:
-            raise UsageError(f"{key}={text}: write a number") from None
-        if value < (key == "limit"):
-            raise UsageError(f"{key}={text}: write a number from {int(key == 'limit')} on")
-        found[name or key] = value
-    return found
 
 
 def _judge(spec: str) -> AskedModel:

@@ -72,7 +72,7 @@ def contest_there(
     """
     from preftune.sdk import Client
 
-    settings, declared = _settings(overrides), _declared(judge)
+    settings, declared = settings_of(overrides, SETTINGS), _declared(judge)
     if not Path(prompts).is_file():
         raise InputError(f"{prompts}: no such file; check the path")
     with Client(server) as client:
@@ -107,17 +107,25 @@ def _start_of(server: str, model: str) -> str:
     return str(stages[0].get("from_checkpoint") or job.model)
 
 
-def _settings(overrides: Sequence[str]) -> dict[str, Any]:
+def settings_of(overrides: Sequence[str], known: Mapping[str, tuple[str, type]]) -> dict[str, Any]:
+    """KEY=VALUE as the fields of a request; ``known``: each key's field, and what kind of number it takes.
+
+    Raises
+        UsageError: another key, or a value that is no such number.
+    """
     found: dict[str, Any] = {}
     for one in overrides:
         key, _, text = one.partition("=")
-        if key not in SETTINGS:
-            raise UsageError(f"{key} cannot be set on a server; {', '.join(SETTINGS)} can")
-        name, kind = SETTINGS[key]
+        if key not in known:
+            raise UsageError(f"{key} cannot be set on a server; {', '.join(known)} can")
+        name, kind = known[key]
         try:
-            found[name] = kind(text)
+            value = kind(text)
         except ValueError:
-            raise UsageError(f"{one}: write a number") from None
+            raise UsageError(f"{key}={text}: write a number") from None
+        if not value >= (key == "limit"):
+            raise UsageError(f"{key}={text}: write a number from {int(key == 'limit')} on")
+        found[name] = value
     return found
 
 

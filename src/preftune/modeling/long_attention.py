@@ -74,6 +74,7 @@ class LongAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
         def part(rows: slice, keys: slice, *, is_causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            """Gradients of these queries (1, H, rows, D), and of these keys and values (1, K, keys, D)."""
             found = _FLASH_BACKWARD(
                 grad[:, :, rows],
                 q[:, :, rows],

@@ -12,6 +12,7 @@ from preftune.app.jobs.platform import Platform
 from preftune.core.errors import UsageError
 from preftune.server.errors import not_found
 from preftune.server.security import Caller
+from preftune.store import base
 from preftune.store.base import Query, R
 from preftune.store.records import File, Job, ModelVersion, Resource
 
@@ -73,9 +74,4 @@ def every(
     after: str | None = None,
 ) -> Iterator[R]:
     """Every record of a list, page by page. size: records of a page. after: the record before the first one."""
-    while True:
-        page = platform.store.page(kind, Query(project, where, after, size, is_newest_first))
-        yield from page.items
-        if not page.has_more:
-            return
-        after = page.items[-1].id
+    return base.every(platform.store, kind, Query(project, where, after, size, is_newest_first))

@@ -40,7 +40,6 @@ class Worker:
 
     def __init__(self, config: dict[str, Any], out: TextIO) -> None:
         loaded = load_model(ModelConfig(name=config["model"]), precision=_precision(config["dtype"]))
-        loaded.model.requires_grad_(False)
         self._decoder = decoder_of(loaded.model)
         self._tokenizer = loaded.tokenizer
         self._tokenizers: dict[str, HubTokenizer] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from preftune.core.errors import PreftuneError
@@ -133,3 +133,13 @@ def lost_attempts(job: Job) -> dict[str, Any]:
     times = job.attempt - job.forgiven
     message = f"its worker died {times} times without getting any further; the last one was {job.worker}"
     return {"status": "failed", "worker": "", "error": {"code": "worker_lost", "message": message, "param": None}}
+
+
+def every(store: Store, kind: type[R], query: Query) -> Iterator[R]:
+    """Every record of a list, page by page; ``query.limit``: records of a page, not of the list."""
+    while True:
+        page = store.page(kind, query)
+        yield from page.items
+        if not page.has_more:
+            return
+        query = replace(query, after=page.items[-1].id)

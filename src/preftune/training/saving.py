@@ -92,10 +92,13 @@ def save_memory(stage: StagePlan, scorer: Scorer, sink: EventSink) -> dict[str, 
 
 
 def _lay_out(stage: StagePlan, scorer: Scorer) -> int:
-    """Lay the frozen weights out for products where that takes a small part of the memory; the bytes it took."""
+    """Lay the frozen weights out for products where that is a small part of the memory and all else fits; the bytes it took."""
     wanted, limit = scorer.bytes_to_lay_out, memory_limit(scorer.device)
     sharers = stage.ranks.launch.local_size
     if not wanted or (limit is not None and wanted * sharers > SPARE * limit.num_bytes):
+        return 0
+    need = None if limit is None else need_of(scorer, stage.config, stage.train + stage.select)
+    if limit is not None and need is not None and (need.total + wanted) * sharers > FULL * limit.num_bytes:
         return 0
     scorer.lay_out_weights()
     return wanted

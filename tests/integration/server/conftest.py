@@ -53,6 +53,16 @@ class Served:
             with error:
                 return error.code, json.loads(error.read()), dict(error.headers)
 
+    def ended(self, job_id, seconds=180):
+        """A job once it has succeeded or failed, as the native API shows it."""
+        until = time.monotonic() + seconds
+        while True:
+            _, job, _ = self.ask(f"/api/v1/jobs/{job_id}")
+            if job["status"] in {"succeeded", "failed"}:
+                return job
+            assert time.monotonic() < until, job
+            time.sleep(0.3)
+
 
 def serve(home, *options, database=None):
     """A server until the generator goes on. database: its URL; None: SQLite in ``home``."""

@@ -36,16 +36,6 @@ def server(start, places):
     return start("no-places", "--model", f"good={places[0]}", "--model", f"cut={places[1]}")
 
 
-def ended(server, job_id):
-    until = time.monotonic() + 900
-    while True:
-        _, job, _ = server.ask(f"/api/v1/jobs/{job_id}")
-        if job["status"] in {"succeeded", "failed"}:
-            return job
-        assert time.monotonic() < until, job
-        time.sleep(0.3)
-
-
 def bytes_of(server, path):
     """(status, body) of a GET."""
     request = urllib.request.Request(server.url + path, headers={"Authorization": f"Bearer {server.key}"})
@@ -83,7 +73,7 @@ def test_no_answer_names_a_place_of_the_machine(server, places, starter_rows):
     recipe = {"model": "good", "stages": [{**stage, "method": "sft"}, {**stage, "method": "dpo"}]}
     made = [server.ask("/api/v1/jobs", "POST", {"recipe": recipe})[1]]
     made.append(server.ask("/api/v1/jobs", "POST", {"model": "cut", "files": [file], "options": STAGE})[1])
-    good, bad = (ended(server, one["id"]) for one in made)
+    good, bad = (server.ended(one["id"], 900) for one in made)
     assert good["status"] == "succeeded", good["error"]
     assert [one["start"] for one in good["result"]["stages"]] == ["good", good["result"]["stages"][0]["name"]]
     assert bad["status"] == "failed"
@@ -92,7 +82,7 @@ def test_no_answer_names_a_place_of_the_machine(server, places, starter_rows):
     asked = {"first": {"model": good["name"]}, "second": {"model": "good"}, "prompts": file, "judge": rules, "limit": 2}
     status, contest, _ = server.ask("/api/v1/evaluations", "POST", {**asked, "max_new_tokens": 4, "temperature": 0})
     assert status == 201, contest
-    assert ended(server, contest["id"])["status"] == "succeeded"
+    assert server.ended(contest["id"], 900)["status"] == "succeeded"
     said = [{"role": "user", "content": "A fox."}]
     answers = [server.ask("/v1/chat/completions", "POST", {"model": name, "messages": said, "max_tokens": 2})
                for name in (good["name"], "cut")]  # fmt: skip

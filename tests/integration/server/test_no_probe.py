@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,16 +40,6 @@ def file(server, starter_rows):
     return server.send("/api/v1/files?filename=pairs.jsonl&purpose=fine-tune", "POST", rows)[1]["id"]
 
 
-def ended(server, job_id):
-    until = time.monotonic() + 180
-    while True:
-        _, job, _ = server.ask(f"/api/v1/jobs/{job_id}")
-        if job["status"] in {"succeeded", "failed"}:
-            return job
-        assert time.monotonic() < until, job
-        time.sleep(0.3)
-
-
 def types_of(server, job_id):
     return [one["type"] for one in server.ask(f"/api/v1/jobs/{job_id}/events?limit=200")[1]["data"]]
 
@@ -59,15 +48,15 @@ def test_a_refused_job_names_the_field_and_a_retry_does_not_slip_through(server,
     body = {"model": "random", "files": [file], "options": SMALL}
     _, made, _ = server.ask("/api/v1/jobs", "POST", body)
     assert made["no_probe"] is False
-    job = ended(server, made["id"])
+    job = server.ended(made["id"])
     assert (job["status"], job["error"]["code"]) == ("failed", "cannot_do_the_task")
     assert '"no_probe": true' in job["error"]["message"]
     server.ask(f"/api/v1/jobs/{made['id']}/retry", "POST", {"reason": "once more"})
-    again = ended(server, made["id"])
+    again = server.ended(made["id"])
     assert (again["status"], again["error"]["code"]) == ("failed", "cannot_do_the_task"), "it was let through in silence"
     with Client(server.url, api_key=KEY) as client:
         assert client.jobs.retry(made["id"], "I know that it knows nothing", no_probe=True).no_probe
-    assert ended(server, made["id"])["status"] == "succeeded"
+    assert server.ended(made["id"])["status"] == "succeeded"
     assert types_of(server, made["id"]).count("not_probed") == 1
 
 
@@ -97,7 +86,7 @@ def test_each_dialect_takes_it_and_says_it_again(server, file, route):
     status, made, _ = server.ask(route, "POST", BODIES[route](file, {**SMALL, "no_probe": True}))
     assert status == 200, made
     assert made["preftune"] == {"no_probe": True}
-    job = ended(server, made["id"])
+    job = server.ended(made["id"])
     assert job["status"] == "succeeded", job["error"]
     assert job["no_probe"] is True
     assert "not_probed" in types_of(server, made["id"])

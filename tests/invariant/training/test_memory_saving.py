@@ -143,6 +143,14 @@ def test_frozen_weights_are_laid_out_where_there_is_room(tmp_path, tiny_model, m
         one for one in load_model(ModelConfig(name=str(tiny_model)), precision="bfloat16").model.parameters() if one.dim() == 2
     ]
     taken = trained("roomy")
+    # where everything else fits and these copies do not, though they are a small part of the memory
+    held = saving.held_bytes
+    monkeypatch.setattr(saving, "held_bytes", lambda _device: taken * 99)
+    monkeypatch.setattr(saving, "memory_limit", lambda _device: MemoryLimit(taken * 1000, "test's memory"))
+    assert trained("fits", gradient_checkpointing="off") == taken
+    monkeypatch.setattr(saving, "held_bytes", lambda _device: taken * 850)
+    assert trained("full", gradient_checkpointing="off") == 0
+    monkeypatch.setattr(saving, "held_bytes", held)
     monkeypatch.setattr(saving, "memory_limit", lambda _device: MemoryLimit(taken * 9, "test's memory"))
     assert trained("tight", gradient_checkpointing="off") == 0
     assert trained("checkpointed", gradient_checkpointing="on") == 0

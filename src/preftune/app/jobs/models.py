@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from preftune.app.jobs.platform import DEFAULT_PROJECT, Platform, event
 from preftune.app.jobs.states import WrongState, active_jobs
 from preftune.core.errors import UsageError
 from preftune.core.registry import suggest
-from preftune.store.base import Conflict, Query
+from preftune.store.base import Conflict, Query, every
 from preftune.store.records import File, Job, ModelVersion, Resource, new_id, now
 
 PAGE = 1000
@@ -78,23 +77,13 @@ def _stand_in(platform: Platform, project: str, name: str) -> ModelVersion | Non
 
 def list_models(platform: Platform, project: str) -> Iterator[ModelVersion]:
     """Models that a project may use: its own, and the base models."""
-    yield from _all(platform, Query(project, limit=PAGE))
+    yield from every(platform.store, ModelVersion, Query(project, limit=PAGE))
     yield from (model for model in base_models(platform) if model.project != project)
 
 
 def base_models(platform: Platform) -> Iterator[ModelVersion]:
     """The models that the operator offers, newest first."""
-    return _all(platform, Query(None, {"form": "base"}, limit=PAGE))
-
-
-def _all(platform: Platform, query: Query) -> Iterator[ModelVersion]:
-    """Every page of a list: a project of ten thousand jobs has more models than one page holds."""
-    while True:
-        page = platform.store.page(ModelVersion, query)
-        yield from page.items
-        if not page.has_more:
-            return
-        query = replace(query, after=page.items[-1].id)
+    return every(platform.store, ModelVersion, Query(None, {"form": "base"}, limit=PAGE))
 
 
 def delete_model(platform: Platform, model: ModelVersion) -> None:

@@ -8,13 +8,12 @@ failed and cancelled jobs may be retried; an ended job may be deleted
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from preftune.app.jobs import reporting
 from preftune.app.jobs.platform import Platform, event
 from preftune.core.errors import PreftuneError, UsageError
-from preftune.store.base import Conflict, Query
+from preftune.store.base import Conflict, Query, every
 from preftune.store.records import ACTIVE, ENDED, File, Job, now
 
 
@@ -24,13 +23,7 @@ class WrongState(PreftuneError):
 
 def active_jobs(platform: Platform, project: str) -> Iterator[Job]:
     """The jobs of a project that have not ended."""
-    query = Query(project, {"status": ACTIVE}, limit=1000)
-    while True:
-        page = platform.store.page(Job, query)
-        yield from page.items
-        if not page.has_more:
-            return
-        query = replace(query, after=page.items[-1].id)
+    return every(platform.store, Job, Query(project, {"status": ACTIVE}, limit=1000))
 
 
 def submit(platform: Platform, job: Job) -> Job:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from preftune.app.jobs.platform import Platform, event
 from preftune.core.errors import UsageError
+from preftune.store import base
 from preftune.store.base import MAX_PAGE, Query
 from preftune.store.records import Capture, Event, ModelVersion, Record, new_id
 
@@ -102,13 +103,7 @@ def speak(platform: Platform, capture: Capture, said: Spoken) -> Event:
 
 def every(platform: Platform, kind: type[R], project: str, where: Mapping[str, Any]) -> Iterator[R]:
     """All records of a list, oldest first, a page at a time."""
-    after = None
-    while True:
-        page = platform.store.page(kind, Query(project, where, after, MAX_PAGE, is_newest_first=False))
-        yield from page.items
-        if not page.has_more or not page.items:
-            return
-        after = page.items[-1].id
+    return base.every(platform.store, kind, Query(project, where, limit=MAX_PAGE, is_newest_first=False))
 
 
 def rows(platform: Platform, project: str, kind: Kind) -> Iterator[dict[str, Any]]:
