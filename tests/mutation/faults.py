@@ -101,6 +101,7 @@ METRICS = tuple(
 ATTENTION = "unit/modeling/test_attention.py::test_every_path_equals_the_written_out_mask"
 HEAD = "unit/modeling/test_head.py"
 LAID_OUT = "unit/modeling/test_laid_out.py"
+NATIVE = "unit/modeling/test_native_attention.py::test_it_is_the_softmax_in_float32_rounded_once_on_the_way"
 VIEWS = "unit/training/test_views.py"
 LOGPS = [
     *of(
@@ -152,6 +153,16 @@ LOGPS = [
         "modeling/laid_out.py", f"{LAID_OUT}::test_a_weight_that_changed_is_multiplied_as_it_stands",
         ("a changed weight is not seen", "return weight._version == self.version and weight.data_ptr() == self.address", "return True"),
     ),
+    *of(
+        "modeling/native/group_attention.cpp", NATIVE,
+        ("native: a row sees the next token", "whole(first + count, KEYS) / KEYS, first + 1, true}",
+         "whole(first + count, KEYS) / KEYS, first + 2, true}"),
+        ("native: the rejected sees the chosen", "whole(sequence.prompt, KEYS) / KEYS, sequence.prompt, false}",
+         "whole(sequence.prompt, KEYS) / KEYS, whole(sequence.prompt, KEYS), false}"),
+        ("native: softmax's gradient without its mean", "_mm512_sub_ps(c[i + side][j], _mm512_set1_ps(delta[i + side]))", "c[i + side][j]"),
+    ),
+    *of("modeling/native_attention.py", "unit/modeling/test_native_attention.py::test_only_what_it_can_is_given_to_it",
+        ("native: a window that hides is passed over", "window >= one.prompt + max(one.completions)", "window >= 0")),
     *of("modeling/laid_out.py", f"{LAID_OUT}::test_merged_adapters_are_seen_though_they_change_data",
         ("merged adapters are not seen", 'getattr(self.module, "merged", False)', "False")),
     *of("modeling/head.py", f"{HEAD}::test_concentration_is_the_log_of_the_sum_of_squares",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from preftune.modeling import kernels
 from preftune.modeling.kernels import EAGER, Kernels
+from preftune.modeling.native_attention import NativeAttention, can_run_natively
 
 WORTH_STEPS = 1000
 """Optimiser steps that pay for compiling (20 to 45 s at its first time on two cores, 5 s from torch's cache afterwards)."""
@@ -78,7 +79,20 @@ def why_not_compiled(device: torch.device) -> str:
 
 def compiled_kernels(tell: Callable[[str], None]) -> Kernels:
     """The kernels, compiled region by region; ``tell`` hears of every region that falls back."""
-    return Kernels("compiled", *(Region(name, tell) for name in REGIONS))
+    regions = {name: Region(name, tell) for name in REGIONS}
+    attention = _native_attention(tell)
+    return Kernels("compiled" if attention is None else "compiled+native", **regions, attention=attention)
+
+
+def _native_attention(tell: Callable[[str], None]) -> NativeAttention | None:
+    """The kernel for attention, where this processor has what it takes."""
+    if not can_run_natively():
+        return None
+    try:
+        return NativeAttention()
+    except Exception as error:  # noqa: BLE001 (compilers raise anything)
+        tell(f"attention runs uncompiled: {type(error).__name__}: {_line(error)}")
+        return None
 
 
 def _line(error: BaseException) -> str:

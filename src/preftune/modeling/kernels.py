@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from preftune.modeling.native_attention import NativeAttention
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -124,6 +127,7 @@ class Kernels:
     swiglu: Callable[[Tensor], Tensor]
     swiglu_backward: Callable[[Tensor, Tensor], Pair]
     token_softmax: Callable[[Tensor, Tensor], Pair] | None
+    attention: NativeAttention | None = None
 
 
 def _swiglu_by_torch(both: Tensor) -> Tensor:

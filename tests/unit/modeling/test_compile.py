@@ -17,8 +17,8 @@ def test_short_stages_are_not_compiled_and_long_ones_are(monkeypatch: pytest.Mon
     monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/g++")
     assert choose_kernels("auto", CPU, WORTH_STEPS - 1, told.append) is EAGER
     assert choose_kernels("off", CPU, WORTH_STEPS, told.append) is EAGER
-    assert choose_kernels("auto", CPU, WORTH_STEPS, told.append).name == "compiled"
-    assert choose_kernels("on", CPU, 1, told.append).name == "compiled"
+    assert choose_kernels("auto", CPU, WORTH_STEPS, told.append).name.startswith("compiled")
+    assert choose_kernels("on", CPU, 1, told.append).name.startswith("compiled")
     assert told == []
 
 

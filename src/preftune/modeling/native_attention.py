@@ -1,0 +1,116 @@
+"""Attention of a pack's groups by our own kernel, for processors that multiply bfloat16 in vectors (AVX512-BF16).
+
+The kernel (``native/group_attention.cpp``, which says how it works) gives what :mod:`preftune.modeling.group_attention`
+gives: products of bfloat16 summed in float32, softmax in float32. It forms about two thirds of the scores, none of them
+in memory, and takes half of the time; of probabilities nothing is kept for backward but their log-sum-exp.
+
+Symbols: T tokens, H query heads, K key heads, D width of queries and keys, E width of values.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from preftune.data.pack import Group
+from preftune.modeling.layout import PairLayout
+
+SOURCES = ("tiles.h", "group_attention.cpp")
+VECTOR = 16
+"""Widths of heads are whole vectors of so many floats."""
+
+
+class NativeAttention:
+    """The kernel, compiled where it runs and kept in torch's cache of compiled code.
+
+    Raises
+        Exception: whatever torch's compiler raises where it has no C++ compiler, or one that does not know the instructions.
+    """
+
+    def __init__(self) -> None:
+        from torch._inductor.codecache import CppCodeCache  # seconds, and only for those who compile
+
+        shared, own = (files("preftune.modeling").joinpath("native", name).read_text("utf-8") for name in SOURCES)
+        library = cast(Any, CppCodeCache).load(own.replace('#include "tiles.h"', shared))
+        self._forward = _function(library.preftune_attention_forward, 8)
+        self._backward = _function(library.preftune_attention_backward, 12)
+
+    def takes(self, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, window: int | None) -> bool:
+        """Whether these are for the kernel: bfloat16 in whole vectors, no window that hides.
+
+        It depends on each group alone, so that a completion has the same bits in whatever pack it stands.
+        """
+        if any(one.dtype != torch.bfloat16 or one.device.type != "cpu" for one in (q, k, v)):
+            return False
+        if q.shape[3] % VECTOR or v.shape[3] % VECTOR or any(one.stride(3) != 1 for one in (q, k, v)):
+            return False
+        return window is None or all(window >= one.prompt + max(one.completions) for one in layout.groups)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float) -> tuple[Tensor, Tensor]:
+        """q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> outputs (T, H, E) and each row's log-sum-exp (H, T), float32."""
+        _, heads, tokens, _ = q.shape
+        out = q.new_empty(tokens, heads, v.shape[3])
+        lse = q.new_empty(heads, tokens, dtype=torch.float32)
+        given = (q, k, v, out, lse, *_numbers(q, k, v, None, layout.groups))  # named, or they would be gone before the call
+        self._forward(*(one.data_ptr() for one in given), scale)
+        return out, lse
+
+    def backward(
+        self, grad: Tensor, kept: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], layout: PairLayout, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of the outputs (T, H, E); q, k, v, outputs, log-sum-exp -> gradients (T, H, D), (T, K, D), (T, K, E)."""
+        q, k, v, _, _ = kept
+        _, heads, tokens, width = q.shape
+        kv_heads, out_width = k.shape[1], v.shape[3]
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
+        dq, dk = q.new_empty(tokens, heads, width), k.new_empty(tokens, kv_heads, width)
+        dv = v.new_empty(tokens, kv_heads, out_width)
+        given = (*kept, grad, dq, dk, dv, *_numbers(q, k, v, grad, layout.groups))
+        self._backward(*(one.data_ptr() for one in given), scale)
+        return dq, dk, dv
+
+
+class NativeGroupAttention(torch.autograd.Function):
+    """:class:`NativeAttention` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, kernel: NativeAttention) -> Tensor:
+        """q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> (1, T, H, E)."""
+        out, lse = kernel.forward(q, k, v, layout, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.scale, ctx.kernel = layout, scale, kernel
+        return out[None]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        found = ctx.kernel.backward(grads[0][0], ctx.saved_tensors, ctx.layout, ctx.scale)
+        dq, dk, dv = (one.transpose(0, 1)[None] for one in found)
+        return dq, dk, dv, None, None, None
+
+
+def can_run_natively() -> bool:
+    """Whether this processor has the kernel's instructions and none that make plain products faster still (AMX)."""
+    has = cast(Any, torch.cpu)
+    return bool(has._is_avx512_bf16_supported()) and not bool(has._is_amx_tile_supported())  # noqa: SLF001 (torch has no public name for it)
+
+
+def _numbers(q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes, strides and groups as the kernel reads them, int64."""
+    sizes = (q.shape[1], k.shape[1], q.shape[3], v.shape[3], q.shape[2], len(groups))
+    strides = [stride for one in (q, k, v) for stride in (one.stride(2), one.stride(1))]
+    strides += (0, 0) if grad is None else (grad.stride(0), grad.stride(1))
+    tree = [number for one in groups for number in (one.start, one.prompt, len(one.completions), *one.completions)]
+    return torch.tensor(sizes), torch.tensor(strides), torch.tensor(tree)
+
+
+def _function(symbol: Any, num_pointers: int) -> Any:
+    """A function of the library: pointers, then the scale."""
+    symbol.argtypes = [*[ctypes.c_void_p] * num_pointers, ctypes.c_float]
+    symbol.restype = None
+    return symbol
