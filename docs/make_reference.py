@@ -13,6 +13,7 @@ from preftune.core import recipe as recipes
 from preftune.core import references, tracking
 from preftune.core.findings import FINDINGS
 from preftune.core.memory import MemoryOptions
+from preftune.core.section import bounds_of, range_of
 from preftune.maths.losses.base import losses
 
 TARGET = Path(__file__).with_name("recipe.md")
@@ -77,7 +78,8 @@ def words(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " \\| ".join("none" if one is type(None) else words(one) for one in arguments)
     if origin is typing.Annotated:
-        return words(arguments[0])
+        bounds = range_of(annotation) if not list(bounds_of(arguments[0])) else ""
+        return f"{words(arguments[0])} {bounds}".rstrip()
     if origin is tuple:
         return f"list of {words(arguments[0])}"
     if origin is dict:

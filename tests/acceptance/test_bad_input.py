@@ -26,7 +26,18 @@ def test_a_mistyped_key(preftune, recipe):
 
 
 def test_a_value_out_of_range(preftune, recipe):
-    one_line(preftune("train", recipe, "beta=-1"), 2, "beta", "greater than 0", "-1")
+    one_line(preftune("train", recipe, "beta=-1"), 2, "small.yaml", "beta", "a number above 0", "-1")
+
+
+def test_an_override_that_the_shell_split_is_one_line(preftune, recipe):
+    one_line(preftune("train", recipe, "probe={samples:", "2}"), 2, "override 'probe={samples:'", "not YAML", "quote")
+
+
+def test_a_seed_that_no_generator_takes(preftune, recipe):
+    for seed in ("-1", "99999999999999999999"):
+        one_line(
+            preftune("train", recipe, f"seed={seed}"), 2, "small.yaml: seed: write a whole number at least 0 and below", seed
+        )
 
 
 def test_broken_yaml_names_the_line(preftune, recipe):

@@ -10,11 +10,12 @@ from typing import Any, cast
 import yaml
 
 from preftune.app.presets import preset_file, preset_overrides
-from preftune.core.errors import InputError, RecipeError
+from preftune.core.errors import InputError, RecipeError, UsageError
 from preftune.core.files import write_text
 from preftune.core.ids import digest_json
 from preftune.core.recipe import DataConfig, EvaluationConfig, GenerateConfig, ModelConfig, Recipe, StageConfig, build_recipe
 from preftune.core.references import ReferenceConfig, check_reference_of_loss
+from preftune.core.registry import suggest
 from preftune.core.rounds import PREVIOUS
 
 STARTER = "starter"
@@ -54,7 +55,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"preset {path.stem}: say the model and the data: preset:{path.stem} model=MODEL data=FILE")
     try:
         return make_recipe(given, path.resolve().parent)
-    except RecipeError as error:
+    except UsageError as error:
         raise RecipeError(f"{path}: {error}") from None
 
 
@@ -66,12 +67,19 @@ def make_recipe(given: Mapping[str, Any], folder: Path | None = None) -> Recipe:
 def check_recipe(given: Mapping[str, Any]) -> Recipe:
     """A checked recipe whose names stay as they were written: no folder of this machine is looked at."""
     recipe = build_recipe(given, loss_options())
+    from preftune.data.formats.base import formats
     from preftune.maths.losses.base import losses
 
     for index, stage in enumerate(recipe.stages):
+        where = f"stages.{index}." if "stages" in given else ""
+        wanted = None if stage.data is None else stage.data.format
+        if wanted is not None and wanted not in formats.names():
+            raise RecipeError(f"{where}data.format: no format {wanted!r}: {suggest(wanted, formats.names())}")
         if stage.kind == "train":
-            loss = losses.build(stage.method, stage.loss)
-            where = f"stages.{index}." if "stages" in given else ""
+            try:
+                loss = losses.build(stage.method, stage.loss)
+            except UsageError as error:
+                raise RecipeError(f"{where[:-1]}: {error}" if where else str(error)) from None
             needs, view = loss.needs_reference, loss.view
             check_reference_of_loss(stage.reference, stage.method, needs_reference=needs, view=view, where=where)
     if recipe.tracking:
@@ -145,7 +153,11 @@ def apply_override(given: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise RecipeError(f"override {override!r}: write key=value, such as beta=0.2 or stages.1.lr=1e-4")
-    value = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader, see above
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader, see above
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise RecipeError(f"override {override!r}: {text!r} is not YAML: {problem}; quote it for the shell as one word") from None
     target: Any = given
     parts = key.split(".")
     for depth, part in enumerate(parts[:-1]):

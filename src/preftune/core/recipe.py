@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, Strict, ValidationError, model_validator
 
 from preftune.core.errors import RecipeError
 from preftune.core.memory import MemoryOptions, check_quantised
 from preftune.core.references import ReferenceConfig, check_reference, short_reference
 from preftune.core.registry import suggest
-from preftune.core.rounds import GENERATE, fill_previous, generate_stage, write_rounds
-from preftune.core.section import Positive, Section, Share, explain
+from preftune.core.rounds import GENERATE, MAX_ROUNDS, fill_previous, generate_stage, write_rounds
+from preftune.core.section import Positive, Section, Seed, Share, explain
 from preftune.core.tracking import TrackingConfig, write_tracking
 from preftune.core.watching import EarlyStoppingConfig, ProbeConfig, on_or_off
 
@@ -78,6 +78,56 @@ class LoraConfig(Section):
     target_modules: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
     dora: bool = False
+
+
+class DecodingConfig(Section):
+    """How completions are sampled for an evaluation; the same for policy and reference. temperature 0 = greedy."""
+
+    temperature: Annotated[float, Ge(0)] = 0.7
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    max_new_tokens: Positive = 256
+    batch_size: Positive = 32
+
+
+class GuardsConfig(Section):
+    """What a pair must be to be kept; each one that is not is counted by its reason.
+
+    min_margin: the least difference of the two scores; a difference of 0 is never kept. max_length_ratio: characters of
+    the longer completion over those of the shorter one, none for any. require_complete: the chosen completion ended by
+    itself.
+    """
+
+    min_margin: Annotated[float, Ge(0)] = 0.0
+    max_length_ratio: Annotated[float, Gt(1)] | None = 2.0
+    require_complete: bool = True
+
+
+class GenerateConfig(Section):
+    """Making pairs: sample completions of each prompt from the model, judge them, pair them.
+
+    prompts: a file of prompts, or of pairs, whose prompts are taken. judge: a file or a mapping with a ``name``.
+    samples: completions a prompt. pairing: ``best_worst`` the pair of the largest difference that passes the guards,
+    ``best_random`` the best one with another drawn at random, ``all`` every pair, ``threshold`` every pair whose scores
+    differ by ``threshold`` at least. comparisons: of a judge that compares two, ``all`` pairs or a ``knockout``; both
+    orders each time. limit, skip: how many prompts, after how many.
+    """
+
+    prompts: str
+    judge: str | dict[str, Any]
+    samples: Annotated[int, Ge(2)] = 4
+    pairing: Literal["best_worst", "best_random", "all", "threshold"] = "best_worst"
+    threshold: Annotated[float, Gt(0)] | None = None
+    comparisons: Literal["all", "knockout"] = "all"
+    guards: GuardsConfig = GuardsConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    limit: Positive | None = None
+    skip: Annotated[int, Ge(0)] = 0
+
+    @model_validator(mode="after")
+    def _threshold_is_given(self) -> Self:
+        if (self.pairing == "threshold") != (self.threshold is not None):
+            raise ValueError("pairing: threshold and the key threshold belong together")
+        return self
 
 
 def _switch(value: Any) -> Any:
@@ -143,56 +193,6 @@ class StageConfig(MemoryOptions):
         return GENERATE if self.method == GENERATE else "train"
 
 
-class DecodingConfig(Section):
-    """How completions are sampled for an evaluation; the same for policy and reference. temperature 0 = greedy."""
-
-    temperature: Annotated[float, Ge(0)] = 0.7
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    max_new_tokens: Positive = 256
-    batch_size: Positive = 32
-
-
-class GuardsConfig(Section):
-    """What a pair must be to be kept; each one that is not is counted by its reason.
-
-    min_margin: the least difference of the two scores; a difference of 0 is never kept. max_length_ratio: characters of
-    the longer completion over those of the shorter one, none for any. require_complete: the chosen completion ended by
-    itself.
-    """
-
-    min_margin: Annotated[float, Ge(0)] = 0.0
-    max_length_ratio: Annotated[float, Gt(1)] | None = 2.0
-    require_complete: bool = True
-
-
-class GenerateConfig(Section):
-    """Making pairs: sample completions of each prompt from the model, judge them, pair them.
-
-    prompts: a file of prompts, or of pairs, whose prompts are taken. judge: a file or a mapping with a ``name``.
-    samples: completions a prompt. pairing: ``best_worst`` the pair of the largest difference that passes the guards,
-    ``best_random`` the best one with another drawn at random, ``all`` every pair, ``threshold`` every pair whose scores
-    differ by ``threshold`` at least. comparisons: of a judge that compares two, ``all`` pairs or a ``knockout``; both
-    orders each time. limit, skip: how many prompts, after how many.
-    """
-
-    prompts: str
-    judge: str | dict[str, Any]
-    samples: Annotated[int, Ge(2)] = 4
-    pairing: Literal["best_worst", "best_random", "all", "threshold"] = "best_worst"
-    threshold: Annotated[float, Gt(0)] | None = None
-    comparisons: Literal["all", "knockout"] = "all"
-    guards: GuardsConfig = GuardsConfig()
-    decoding: DecodingConfig = DecodingConfig()
-    limit: Positive | None = None
-    skip: Annotated[int, Ge(0)] = 0
-
-    @model_validator(mode="after")
-    def _threshold_is_given(self) -> Self:
-        if (self.pairing == "threshold") != (self.threshold is not None):
-            raise ValueError("pairing: threshold and the key threshold belong together")
-        return self
-
-
 class EvaluationConfig(Section):
     """The proof: prompts nobody trained on, a judge that did not make the pairs, and what counts as equivalent.
 
@@ -223,13 +223,13 @@ class Recipe(Section):
     model: ModelConfig
     stages: tuple[StageConfig, ...]
     name: str = ""
-    seed: int = 0
+    seed: Seed = 0
     output: str = "runs"
     evaluation: EvaluationConfig | None = None
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     tracking: tuple[TrackingConfig, ...] = ()
-    rounds: Positive = 1
-    prompts_per_round: Positive | None = None
+    rounds: Annotated[int, Strict(), Interval(ge=1, le=MAX_ROUNDS)] = 1  # strict: written out before it is read
+    prompts_per_round: Annotated[int, Strict(), Gt(0)] | None = None
 
 
 def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[str]]) -> Recipe:
@@ -266,13 +266,14 @@ def build_recipe(given: Mapping[str, Any], loss_options: Mapping[str, Sequence[s
     if "model" not in recipe:
         raise RecipeError("model is missing: write model: starter, a folder, or a hub id")
     recipe["tracking"] = write_tracking(recipe.get("tracking"))
-    _check_keys(Recipe, recipe, "")
+    short = "stages.0." if stages is None else ""  # what a user who wrote the short form did not write
+    _check_keys(Recipe, recipe, "", short)
     try:
         built = Recipe.model_validate(recipe)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{where}: {explain([first], _hint_of(Recipe, first['loc']))}") from None
+        place, hint = _place_of(Recipe, error.errors()[0]["loc"])
+        about = [one for one in error.errors() if _place_of(Recipe, one["loc"])[0] == place]
+        raise RecipeError(f"{place.removeprefix(short)}: {explain(about, hint)}") from None
     check_quantised(built.model, built.stages)
     for index, stage in enumerate(built.stages):
         where = "" if stages is None else f"stages.{index}."
@@ -287,7 +288,7 @@ def _stage(
     method = stage.get("method", defaults.get("method", "dpo"))
     if method == GENERATE:
         return generate_stage(stage, defaults, where, (StageConfig, GenerateConfig))
-    if method not in loss_options:
+    if not isinstance(method, str) or method not in loss_options:
         raise RecipeError(f"{where}method: no loss {method!r}: {suggest(str(method), sorted([*loss_options, GENERATE]))}")
     own = loss_options[method]
     anyones = {option for names in loss_options.values() for option in names}
@@ -338,30 +339,34 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _check_keys(section: type[BaseModel], given: Any, where: str) -> None:
-    """Refuse unknown keys at every depth, with the nearest known one."""
+def _check_keys(section: type[BaseModel], given: Any, where: str, short: str) -> None:
+    """Refuse unknown keys at every depth, with the nearest known one; ``short`` is left out of the places named."""
     if not isinstance(given, Mapping):
         return
     for key, value in given.items():
         if key not in section.model_fields:
-            raise RecipeError(f"unknown key '{where}{key}': {suggest(str(key), sorted(section.model_fields))}")
+            place = f"{where}{key}".removeprefix(short)
+            raise RecipeError(f"unknown key {place!r}: {suggest(str(key), sorted(section.model_fields))}")
         inner = _section_of(section.model_fields[key].annotation)
         if inner is not None:
             values = value if isinstance(value, (list, tuple)) else [value]
             for index, one in enumerate(values):
                 place = f"{where}{key}.{index}." if isinstance(value, (list, tuple)) else f"{where}{key}."
-                _check_keys(inner, one, place)
+                _check_keys(inner, one, place, short)
 
 
-def _hint_of(section: type[BaseModel], place: Sequence[str | int]) -> Any:
-    """The annotation of the field at this place; None where it cannot be told."""
+def _place_of(section: type[BaseModel], loc: Sequence[str | int]) -> tuple[str, Any]:
+    """A place as a user would write it, without the member of a union that pydantic names, and the annotation there."""
+    place: list[str] = []
     hint: Any = None
-    for part in place:
-        if isinstance(part, int) or part not in section.model_fields:
-            continue  # a place in a list, or the member of a union
-        hint = get_type_hints(section, include_extras=True)[part]
-        section = _section_of(hint) or section
-    return hint
+    for part in loc:
+        if part not in section.model_fields if isinstance(part, str) else _section_of(hint) is None:
+            break  # the member of a union, a key of a mapping, or an entry of a list of plain values
+        place.append(str(part))
+        if isinstance(part, str):
+            hint = get_type_hints(section, include_extras=True)[part]
+            section = _section_of(hint) or section
+    return ".".join(place), hint
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from preftune.core.errors import UnknownName, UsageError
-from preftune.core.section import explain
+from preftune.core.section import describe, explain, takes_number
 
 T = TypeVar("T")
 
@@ -67,17 +67,18 @@ class Registry(Generic[T]):
         for option in options or {}:
             if option not in known:
                 raise UnknownName(f"{self.kind} {name!r} has no option {option!r}: {suggest(option, known)}")
+        hints = get_type_hints(factory, include_extras=True)
         for option, value in (options or {}).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{self.kind} {name!r}, option {option!r}: Input should be a finite number, got {value!r}")
+            is_switch = isinstance(value, bool) and takes_number(hints[option])  # Python reads yes as 1
+            if is_switch or (isinstance(value, float) and not math.isfinite(value)):
+                raise UsageError(f"{self.kind} {name!r}, option {option!r}: write {describe(hints[option])}, got {value!r}")
         try:
             return TypeAdapter(factory).validate_python(dict(options or {}))
         except ValidationError as error:
             first = error.errors()[0]
             where = str(first["loc"][0]) if first["loc"] else "options"  # what follows names a member of a union
             about = [one for one in error.errors() if one["loc"][:1] == first["loc"][:1]]
-            hint = get_type_hints(factory, include_extras=True).get(where)
-            raise UsageError(f"{self.kind} {name!r}, option {where!r}: {explain(about, hint)}") from None
+            raise UsageError(f"{self.kind} {name!r}, option {where!r}: {explain(about, hints.get(where))}") from None
 
     def factory(self, name: str) -> type[T]:
         """The registered class itself; UnknownName lists what there is."""

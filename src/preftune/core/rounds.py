@@ -16,6 +16,9 @@ GENERATE = "generate"
 PREVIOUS = "previous"
 """In ``data.train``: the pairs of the nearest generate stage before."""
 
+MAX_ROUNDS = 100
+"""Every round is written out in the resolved recipe."""
+
 OWN_KEYS = ("name", "from_checkpoint", "round")
 
 
@@ -79,7 +82,8 @@ def fill_previous(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         data = stage.get("data")
         if index and stages[index - 1]["method"] == GENERATE and (data is None or not data.get("train")):
             data = {**(data or {}), "train": [PREVIOUS]}
-        if data is not None and PREVIOUS in (data.get("train") or ()) and not has_generated:
+        train = None if data is None else data.get("train")
+        if isinstance(train, (list, tuple)) and PREVIOUS in train and not has_generated:
             raise RecipeError(f"stages.{index}.data: previous: no generate stage comes before it")
         filled.append(stage if data is None else {**stage, "data": data})
     return filled
@@ -96,8 +100,8 @@ def write_rounds(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """
     left = dict(recipe)
     rounds, count = left.get("rounds", 1), left.get("prompts_per_round")
-    is_number = isinstance(rounds, int) and not isinstance(rounds, bool) and rounds >= 1
-    if not is_number or (rounds == 1 and count is None) or (isinstance(count, int) and count < 1):
+    is_number = all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in (rounds, count or 1))
+    if not is_number or count == 0 or rounds > MAX_ROUNDS or (rounds == 1 and count is None):
         return left  # the section says what is wrong with a number
     stages: list[dict[str, Any]] = left["stages"]
     first = next((index for index, stage in enumerate(stages) if stage["method"] == GENERATE), None)
@@ -136,8 +140,7 @@ def _in_round(stage: Mapping[str, Any], name: str, number: int, rounds: int, cou
         made.pop("from_checkpoint", None)
     if made["method"] == GENERATE and count is not None:
         skip = made[GENERATE].get("skip") or 0
-        step = count if isinstance(count, int) else 0  # the section says what is wrong with it
-        made[GENERATE] = {**made[GENERATE], "skip": skip + (number - 1) * step, "limit": count}
+        made[GENERATE] = {**made[GENERATE], "skip": skip + (number - 1) * count, "limit": count}
     return made
 
 

@@ -4,8 +4,9 @@ A policy that maximises reward minus beta D_f(pi || ref) has, for f with inverti
 
     r(x, y) = beta f'(u) + c(x),   u = pi(y|x) / ref(y|x)
 
-(Theorem 1 of Wang et al. 2023, f-DPO, arXiv:2309.16240). c(x) is the same for both completions, so it cancels in a difference
-of two rewards and in nothing else: a loss takes the option only where it reads the rewards through their plain difference.
+(f-DPO, Wang et al. 2023, arXiv:2309.16240: the reward of the optimal policy). c(x) is the same for both completions, so it
+cancels in a difference of two rewards and in nothing else: a loss takes the option only where it reads the rewards through
+their plain difference.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAX_EXPONENT = 80.0  # e^80 = 5.5e34: a difference of two such scores is finite 
 def divergence_score(logratio: Float[Tensor, " pairs"], divergence: Divergence, alpha: float) -> Float[Tensor, " pairs"]:
     r"""f'(u) - f'(1) for u = e^logratio: the implicit reward over beta, 0 where the policy equals its reference.
 
-    With r the log-ratio (Table 1 of the paper, each f' moved by a constant, which cancels too)
+    With r the log-ratio (the derivatives of the paper's divergences, each f' moved by a constant, which cancels too)
 
         reverse_kl      r                          f(u) = u log u, plain DPO
         forward_kl      1 - e^-r                   f(u) = -log u

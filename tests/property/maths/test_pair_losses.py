@@ -149,7 +149,7 @@ def test_bad_options_name_the_field_and_the_range(name, field, value):
         losses.build(name, {field: value})
     is_known = field in losses.factory(name).__dataclass_fields__
     if is_known and field in NUMBERS and not isinstance(value, str):
-        assert any(word in str(caught.value) for word in ("greater than", "less than")), caught.value
+        assert any(word in str(caught.value) for word in ("above", "below", "at least", "at most")), caught.value
 
 
 @each

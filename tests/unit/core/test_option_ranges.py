@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from preftune.app.recipes import make_recipe
 from preftune.core.errors import UsageError
 from preftune.core.recipe import Recipe
-from preftune.core.section import Section, bounds_of, range_of
+from preftune.core.section import Section, bounds_of, range_of, takes_number
 from preftune.maths.losses.base import losses
 from preftune.tracking.base import sinks
 
@@ -159,7 +159,97 @@ def test_the_walk_finds_what_there_is():
 
 def test_nan_and_infinity_are_outside_every_range():
     for value in (math.nan, math.inf):
-        with pytest.raises(UsageError, match=r"stages\.0\.lr: "):
+        with pytest.raises(UsageError, match=r"^lr: write a number above 0 or null, got "):
             make_recipe({"model": "starter", "data": "pairs.jsonl", "lr": value})
-        with pytest.raises(UsageError, match="option 'beta': Input should be a finite number"):
+        with pytest.raises(UsageError, match="option 'beta': write a number above 0, got "):
             make_recipe({"model": "starter", "data": "pairs.jsonl", "beta": value})
+
+
+WRONG = ("no such word", True, -1, 2.5, [{"a": 1}], {"no such key": 1})
+
+
+def wrong_types():
+    """Each field of every section with values of other types than it takes, sections themselves too."""
+    for section, place in sections(Recipe, ()):
+        for name in get_type_hints(section):
+            if name in section.model_fields and (place, name) != ((), "stages"):
+                for value in WRONG:
+                    yield pytest.param(place, name, value, id=f"{'.'.join(map(str, (*place, name)))}={value}")
+
+
+def test_a_value_of_another_type_is_refused_by_the_field_s_name_or_taken_as_it_is():
+    """No value of the wrong type is a traceback or becomes another value; what it takes is said in plain words."""
+    refused = 0
+    for case in wrong_types():
+        place, name, value = case.values
+        try:
+            made = make_recipe(recipe_with(place, name, value))
+        except UsageError as error:
+            message, refused = str(error), refused + 1
+            assert "\n" not in message
+            assert name in message or {"adapter": "lora", "name": "tracking", "options": "option"}.get(name, name) in message, (
+                case.id,
+                message,
+            )
+            for word in ("Input should", "valid ", "instance of", "dictionary", "Extra inputs", ".str:"):
+                assert word not in message, (case.id, message)
+            continue
+        found: Any = made.model_dump()
+        for part in (*place, name):
+            found = found[part]
+        is_short = isinstance(found, dict | list | tuple) or name in {
+            "probe",
+            "train",
+            "prompts",
+            "judge",
+            "pairs",
+            "pairs_judge",
+        }
+        assert (
+            is_short or found in {"on", "off"} or (found == value and type(found) is type(value)) or str(value) in str(found)
+        ), (
+            case.id,
+            found,
+        )
+        assert not (value is True and type(found) in (int, float)), case.id
+    assert refused > 250
+
+
+@pytest.mark.parametrize("method", losses.names())
+def test_yes_is_no_number_for_a_loss(method):
+    settable = {one.name for one in dataclasses.fields(losses.factory(method)) if one.init}
+    for option, hint in get_type_hints(losses.factory(method), include_extras=True).items():
+        if option in settable and takes_number(hint):
+            with pytest.raises(UsageError, match=rf"option '{option}': write a number.*, got True"):
+                make_recipe({"model": "starter", "data": "p.jsonl", "method": method, "loss": {option: True}})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stages": [{"method": ["dpo"]}]}, "stages.0.method: no loss ['dpo']"),
+        ({"stages": [{"method": {"dpo": 1}}]}, "stages.0.method: no loss {'dpo': 1}"),
+        ({"data": {"train": 3}}, "data.train: write a list, each entry text, got 3"),
+        ({"data": [1]}, "data.train: write a list, each entry text, got 1"),
+        ({"data": {"train": "p.jsonl", "format": "trl"}}, "data.format: no format 'trl': there is alpaca"),
+        ({"seed": -1}, "seed: write a whole number at least 0 and below 9,223,372,036,854,775,808, got -1"),
+        ({"seed": 2**63}, "seed: write a whole number at least 0"),
+        ({"rounds": 101}, "rounds: write a whole number at least 1 and at most 100, got 101"),
+        ({"rounds": "2"}, "rounds: write a whole number at least 1 and at most 100, got '2'"),
+        ({"prompts_per_round": "2"}, "prompts_per_round: write a whole number above 0 or null, got '2'"),
+        ({"pairs_per_step": True}, "pairs_per_step: write a whole number above 0, got True"),
+        ({"lora": {"target_modules": 3}}, "lora.target_modules: write text or a list, each entry text, got 3"),
+        ({"lora": 3}, "lora: write a mapping of keys and values, got 3"),
+        ({"max_steps": 1.5}, "max_steps: write a whole number above 0 or null, got 1.5"),
+        ({"evaluation": {"prompts": "p"}}, "evaluation.judge: is missing; write text or a mapping of keys and values"),
+        ({"stages": [{"method": "dpo"}, {"method": "dpo", "beta": -1}]}, "stages.1: loss 'dpo', option 'beta': write a number"),
+        (
+            {"stages": [{"method": "generate", "prompts": "p", "judge": "j", "decoding": {"topp": 1}}]},
+            "unknown key 'stages.0.generate.decoding.topp': did you mean 'top_p'",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_a_traceback_or_unclear_is_one_plain_line(given, words):
+    with pytest.raises(UsageError) as caught:
+        make_recipe({"model": "starter", **given})
+    assert str(caught.value).startswith(words)

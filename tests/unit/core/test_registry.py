@@ -27,7 +27,7 @@ def table():
 
 def test_options_are_validated(table):
     assert table.build("one", {"size": 2}).size == 2.0
-    with pytest.raises(UsageError, match=r"thing 'one', option 'size': Input should be greater than 0, got -1"):
+    with pytest.raises(UsageError, match=r"thing 'one', option 'size': write a number above 0, got -1"):
         table.build("one", {"size": -1})
 
 

@@ -157,7 +157,7 @@ def test_secrets_are_hidden(monkeypatch):
         ([{"mlflow": {"url": "x"}}], r"tracking.0: sink 'mlflow' has no option 'url': did you mean 'uri'"),
         (
             [{"mlflow": {"upload": "some"}}],
-            r"tracking.0: sink 'mlflow', option 'upload': Input should be 'none', 'final' or 'all'",
+            r"tracking.0: sink 'mlflow', option 'upload': write 'none', 'final' or 'all'",
         ),
         ([{"wandb": {"api_key": "x"}}], r"tracking.0: sink 'wandb' has no option 'api_key'"),
         (["mlflow", "mlflow"], "tracking: mlflow is there twice"),

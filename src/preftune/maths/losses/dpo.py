@@ -34,7 +34,7 @@ class DPO:
     arXiv:2411.15124); rpo_alpha > 0 adds the chosen completion's NLL by its own length (Eq. 1 and 2 of Pang et al. 2024,
     arXiv:2404.19733): that is RPO, which has no name of its own here. ``reference_free`` sets log ref = 0, the reference that
     gives every completion the same probability: CPO's preference term (Xu et al. 2024, arXiv:2401.08417) without its NLL, and no
-    reference is scored. Other divergences are f-DPO (Theorem 1 of Wang et al. 2023, arXiv:2309.16240). Gradient: dL/dh =
+    reference is scored. Other divergences are f-DPO (Wang et al. 2023, arXiv:2309.16240). Gradient: dL/dh =
     beta (e - sigmoid(-beta h)), times that of f' on a log-ratio (``maths.divergence``), and the NLL term adds -rpo_alpha / T_w
     on log pi(y_w|x).
     Where implementations disagree: TRL averages the NLL over the tokens of a micro-batch, the paper and this loss over
