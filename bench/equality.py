@@ -88,7 +88,7 @@ def check(folder: str, rows: str, num_pairs: int) -> dict[str, Any]:
         packs = pack_step(examples, 2048)
         model = add_lora(loaded.model, LoraConfig(rank=RANK, alpha=2 * RANK), seed=0)
         shake(model)
-        scorer = Scorer(model, shared="auto", kernels=choose_kernels("on", torch.device("cpu"), 1, say))
+        scorer = Scorer(model, shared="auto", kernels=choose_kernels("on", torch.device("cpu"), loaded.model.dtype, 1, say))
         kernel = scorer.kernel
         if not scorer.is_shared:
             raise SystemExit(f"the timed path does not share prefixes: {scorer.reason}")

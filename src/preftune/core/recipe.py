@@ -146,7 +146,8 @@ class StageConfig(MemoryOptions):
     of the ``last`` step, or of the ``best`` evaluation on ``select`` by the metric of ``early_stopping`` (``eval_loss``).
     probe: ``off`` samples nothing. distributed: under torchrun each process holds the model (``ddp``) or its part of every
     weight, gradient and moment (``fsdp2``); ``auto`` takes fsdp2 for full fine-tuning and models that fill half of a device.
-    compile: elementwise work by torch.compile on one process; ``auto`` does it from 1,000 steps on.
+    compile: attention and elementwise work by compiled kernels on one process: ours for bfloat16 on CPUs with AVX512-BF16,
+    by ``auto`` from 50 steps on; elsewhere torch.compile, by ``auto`` from 1,000 steps on.
     What is kept in memory: gradient_checkpointing and activation_offloading (see MemoryOptions).
     method ``generate`` makes pairs instead (see GenerateConfig, whose keys may stand beside it); ``round`` is written by
     ``rounds``.

@@ -11,34 +11,23 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from preftune.data.pack import Group
 from preftune.modeling.layout import PairLayout
-
-SOURCES = ("tiles.h", "group_attention.cpp")
-VECTOR = 16
-"""Widths of heads are whole vectors of so many floats."""
+from preftune.modeling.native_code import VECTOR, function, load
 
 
 class NativeAttention:
-    """The kernel, compiled where it runs and kept in torch's cache of compiled code.
-
-    Raises
-        Exception: whatever torch's compiler raises where it has no C++ compiler, or one that does not know the instructions.
-    """
+    """The kernel, compiled where it runs and kept in torch's cache of compiled code."""
 
     def __init__(self) -> None:
-        from torch._inductor.codecache import CppCodeCache  # seconds, and only for those who compile
-
-        shared, own = (files("preftune.modeling").joinpath("native", name).read_text("utf-8") for name in SOURCES)
-        library = cast(Any, CppCodeCache).load(own.replace('#include "tiles.h"', shared))
-        self._forward = _function(library.preftune_attention_forward, 8)
-        self._backward = _function(library.preftune_attention_backward, 12)
+        library = load("group_attention")
+        self._forward = function(library.preftune_attention_forward, 8, ctypes.c_float)
+        self._backward = function(library.preftune_attention_backward, 12, ctypes.c_float)
 
     def takes(self, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, window: int | None) -> bool:
         """Whether these are for the kernel: bfloat16 in whole vectors, no window that hides.
@@ -94,12 +83,6 @@ class NativeGroupAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def can_run_natively() -> bool:
-    """Whether this processor has the kernel's instructions and none that make plain products faster still (AMX)."""
-    has = cast(Any, torch.cpu)
-    return bool(has._is_avx512_bf16_supported()) and not bool(has._is_amx_tile_supported())  # noqa: SLF001 (torch has no public name for it)
-
-
 def _numbers(q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
     """Sizes, strides and groups as the kernel reads them, int64."""
     sizes = (q.shape[1], k.shape[1], q.shape[3], v.shape[3], q.shape[2], len(groups))
@@ -107,10 +90,3 @@ def _numbers(q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None, groups: Seque
     strides += (0, 0) if grad is None else (grad.stride(0), grad.stride(1))
     tree = [number for one in groups for number in (one.start, one.prompt, len(one.completions), *one.completions)]
     return torch.tensor(sizes), torch.tensor(strides), torch.tensor(tree)
-
-
-def _function(symbol: Any, num_pointers: int) -> Any:
-    """A function of the library: pointers, then the scale."""
-    symbol.argtypes = [*[ctypes.c_void_p] * num_pointers, ctypes.c_float]
-    symbol.restype = None
-    return symbol

@@ -15,17 +15,17 @@ CPU = torch.device("cpu")
 def test_short_stages_are_not_compiled_and_long_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/g++")
-    assert choose_kernels("auto", CPU, WORTH_STEPS - 1, told.append) is EAGER
-    assert choose_kernels("off", CPU, WORTH_STEPS, told.append) is EAGER
-    assert choose_kernels("auto", CPU, WORTH_STEPS, told.append).name.startswith("compiled")
-    assert choose_kernels("on", CPU, 1, told.append).name.startswith("compiled")
+    assert choose_kernels("auto", CPU, torch.float32, WORTH_STEPS - 1, told.append) is EAGER
+    assert choose_kernels("off", CPU, torch.float32, WORTH_STEPS, told.append) is EAGER
+    assert choose_kernels("auto", CPU, torch.float32, WORTH_STEPS, told.append).name == "compiled"
+    assert choose_kernels("on", CPU, torch.float32, 1, told.append).name == "compiled"
     assert told == []
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    assert choose_kernels("on", CPU, 1, told.append) is EAGER
+    assert choose_kernels("on", CPU, torch.float32, 1, told.append) is EAGER
     assert len(told) == 1
     assert "install g++" in told[0]
     assert why_not_compiled(torch.device("cuda")) == ""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from preftune.data.pack import Group
-from preftune.modeling import native_attention
-from preftune.modeling.compile import compiled_kernels, why_not_compiled
+from preftune.modeling.compile import native_kernels, why_not_compiled
 from preftune.modeling.group_attention import group_attention
 from preftune.modeling.kernels import EAGER, Kernels
 from preftune.modeling.layout import PairLayout
-from preftune.modeling.native_attention import NativeAttention, can_run_natively
+from preftune.modeling.native_attention import NativeAttention
+from preftune.modeling.native_code import can_run_natively
 
 CPU = torch.device("cpu")
 pytestmark = [
@@ -27,9 +27,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
     told: list[str] = []
-    made = compiled_kernels(told.append)
+    made = native_kernels(told.append)
     assert told == []
-    assert made.name == "compiled+native"
+    assert made is not None
     return made
 
 
@@ -144,20 +144,3 @@ def test_only_what_it_can_is_given_to_it(kernels: Kernels, monkeypatch: pytest.M
     odd = tensors(groups, 2, 1, 24, 24)
     assert torch.equal(run(odd, groups, kernels)[0], run(odd, groups, EAGER)[0])
     assert asked == [16, 16]
-
-
-def test_a_compiler_that_fails_is_told_and_products_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_source: str) -> None:
-        raise RuntimeError("unknown instruction\nvdpbf16ps")
-
-    monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", fail)
-    told: list[str] = []
-    made = compiled_kernels(told.append)
-    assert (made.name, made.attention) == ("compiled", None)
-    assert told == ["attention runs uncompiled: RuntimeError: unknown instruction vdpbf16ps"]
-
-
-def test_a_processor_without_the_instructions_is_not_asked_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
-    assert not native_attention.can_run_natively()
-    assert compiled_kernels(pytest.fail).attention is None

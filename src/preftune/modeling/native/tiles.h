@@ -61,6 +61,10 @@ inline __m512 exp_of(__m512 x) {
   return _mm512_scalef_ps(y, n);
 }
 
+inline __m512 to_float(const Half* x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16));
+}
+
 inline __m256i to_half(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
 inline __mmask16 lanes(int64_t seen) { return seen >= VECTOR ? 0xffff : seen <= 0 ? 0 : __mmask16((1u << seen) - 1); }
@@ -68,9 +72,7 @@ inline __mmask16 lanes(int64_t seen) { return seen >= VECTOR ? 0xffff : seen <= 
 inline float dot(const Half* a, const Half* b, int64_t width) {
   __m512 sum = _mm512_setzero_ps();
   for (int64_t d = 0; d < width; d += VECTOR) {
-    const __m512 x = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(a + d))), 16));
-    const __m512 y = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(b + d))), 16));
-    sum = _mm512_fmadd_ps(x, y, sum);
+    sum = _mm512_fmadd_ps(to_float(a + d), to_float(b + d), sum);
   }
   return _mm512_reduce_add_ps(sum);
 }
