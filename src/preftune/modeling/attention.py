@@ -7,8 +7,9 @@ name, which makes transformers pass ``attention_mask=None`` by itself.
 In a group (prompt p, completions c_1 ... c_K) token i sees token j where j <= i in the row, j is of the prompt or of
 the same completion, and position(j) > position(i) - window. Positions restart after the prompt for every completion.
 
-Six paths, one result:
+Seven paths, one result:
 
+* where the layout carries our own kernel and the tensors are for it, that (:mod:`preftune.modeling.native_attention`);
 * groups up to ``KEPT_TOKENS`` on a CPU: batched products part by part (:mod:`preftune.modeling.group_parts`), in one
   autograd Function for the whole pack, probabilities kept for backward;
 * up to ``EXPLICIT_TOKENS``: the same, probabilities computed again in backward;
@@ -35,6 +36,7 @@ from preftune.data.pack import Group
 from preftune.modeling.group_attention import group_attention
 from preftune.modeling.layout import Call, PairLayout
 from preftune.modeling.long_attention import in_chunks, long_attention
+from preftune.modeling.native_attention import native_attention
 from preftune.modeling.varlen import takes, varlen_attention
 
 L = TypeVar("L")
@@ -123,7 +125,8 @@ def attend(module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, layout: Pai
     elif q.device.type != "cpu":
         parts = _each_completion(q, k, v, layout, _Flat(asked.scale, asked.window))
     else:
-        return _grouped(q, k, v, layout, asked.scale, asked.window)
+        found = native_attention(q, k, v, layout, asked.scale, asked.window)
+        return _grouped(q, k, v, layout, asked.scale, asked.window) if found is None else found
     return torch.cat(parts, 2).transpose(1, 2).contiguous()
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from preftune.data.pack import Group
 from preftune.modeling.group_parts import PART_CELLS, Span, parts_of
 from preftune.modeling.layout import PairLayout
-from preftune.modeling.native_attention import NativeGroupAttention
 
 KEPT_TOKENS = 512
 """Up to this size of a group its probabilities are kept for backward; those of larger ones are computed again."""
@@ -19,9 +18,6 @@ KEPT_TOKENS = 512
 
 def group_attention(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor:
     """Softmax attention of every group: q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> (1, T, H, E)."""
-    native = layout.kernels.attention
-    if native is not None and scale > 0 and native.takes(q, k, v, layout, window):
-        return cast(Tensor, NativeGroupAttention.apply(q, k, v, layout, scale, native))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return cast(Tensor, GroupAttention.apply(q, k, v, layout, scale, window))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 

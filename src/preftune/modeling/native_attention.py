@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,6 +62,14 @@ class NativeAttention:
         given = (*kept, grad, dq, dk, dv, *_numbers(q, k, v, grad, layout.groups))
         self._backward(*(one.data_ptr() for one in given), scale)
         return dq, dk, dv
+
+
+def native_attention(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor | None:
+    """Softmax attention of every group: q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> (1, T, H, E). None if not for it."""
+    kernel = layout.kernels.attention
+    if kernel is None or scale <= 0 or not kernel.takes(q, k, v, layout, window):
+        return None
+    return cast(Tensor, NativeGroupAttention.apply(q, k, v, layout, scale, kernel))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class NativeGroupAttention(torch.autograd.Function):
