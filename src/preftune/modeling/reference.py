@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -100,7 +100,9 @@ def reference_logps(scorer: Scorer, pack: Pack, in_place: Callable[[], AbstractC
 def weights_digest(model: nn.Module) -> str:
     """Digest of every weight of a model without its adapters, and of the settings that shape its function.
 
-    The same for a model and for the same model with fresh adapters of any rank or seed.
+    Buffers that are saved with a model count as weights: some mixtures of experts (DeepSeek V3, GLM 4) hold what their
+    routers add to the scores of experts in one. The same for a model and for the same model with fresh adapters of any rank
+    or seed.
     """
     base = base_of(model)
     state = hashlib.blake2b(digest_size=16)
@@ -278,14 +280,21 @@ def _map(path: Path) -> Array:
 
 
 def _plain_weights(base: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters under the names that they have without adapters."""
+    """Parameters, and buffers that are saved with them, under the names that they have without adapters."""
     found: list[tuple[str, Tensor]] = []
-    for name, parameter in base.named_parameters():
+    for name, weight in (*base.named_parameters(), *_saved_buffers(base)):
         parts = name.split(".")
         if any(part.startswith("lora_") for part in parts) or "modules_to_save" in parts:
             continue
-        found.append((".".join(part for part in parts if part not in ("base_layer", "original_module")), parameter))
+        found.append((".".join(part for part in parts if part not in ("base_layer", "original_module")), weight))
     return found
+
+
+def _saved_buffers(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, module in base.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:  # noqa: SLF001 -- torch tells it nowhere else
+                yield f"{path}.{name}", buffer
 
 
 def _bytes_of(weight: Tensor) -> npt.NDArray[np.uint8]:

@@ -35,7 +35,10 @@ def plan_of(work: Path, case: dict, **more):
     count, kind = given.pop("count", 18), given.pop("kind", "pairs")
     loss = Sorted() if given.pop("sorted", False) else None
     model = work / given.pop("model", "model")
-    train, select = make_examples(count), make_examples(5, 1, prefix="select")
+    each = 1 if kind == "demonstrations" else 2
+    train, select = make_examples(count, completions=each), make_examples(5, 1, completions=each, prefix="select")
+    if kind in {"said", "tied"}:  # what is said of labels: confidences and strengths, and some pairs without a winner
+        train, select = ([said_of(one, at, is_tied=kind == "tied") for at, one in enumerate(rows)] for rows in (train, select))
     if kind == "labelled":
         from preftune.data.partners import with_partners
 
@@ -45,6 +48,12 @@ def plan_of(work: Path, case: dict, **more):
     named = (given.get("reference") or {}).get("model") if isinstance(given.get("reference"), dict) else None
     other = None if named is None else ModelConfig(name=str(work / named))
     return replace(plan, loss=loss, reference=other, cache_folder=work / f"cache-{given['folder']}")
+
+
+def said_of(example, at: int, *, is_tied: bool):
+    """A pair with a confidence, a strength, or neither; every fourth a tie where the loss takes them."""
+    confidence, strength = (None, 0.9, 0.6)[at % 3], (0.0, 1.0, 2.0, 0.5)[at % 4]
+    return replace(example, confidence=confidence, strength=strength, is_tie=is_tied and at % 4 == 3)
 
 
 def free_port() -> int:
@@ -113,6 +122,9 @@ def without(what: str | None):
     broken = {
         None: {},
         "the factor of the averaging": {(Spread, "backward"): lambda self, share: share.backward()},
+        "the factor of the averaging in the second pass": {
+            (Spread, "backward_from"): lambda self, logps, slopes: logps.backward(slopes)
+        },
         "the sums over ranks": {(Ranks, "add_up"): lambda self, tensor: tensor},
         "one rank's gradients": {
             (Spread, "backward"): lambda self, share: (share * self.ranks.size * (self.ranks.rank == 0)).backward()

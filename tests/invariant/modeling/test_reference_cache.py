@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import BASIC, build, small_pack
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from preftune.core.errors import CheckpointError
 from preftune.core.recipe import LoraConfig
@@ -19,7 +22,7 @@ from preftune.core.records import TokenisedExample
 from preftune.data.pack import pack_of, pack_step
 from preftune.modeling.adapters import add_lora, trainable_parameters
 from preftune.modeling.forward import Scorer
-from preftune.modeling.reference import ENTRY, ReferenceCache, ReferenceIdentity, weights_digest
+from preftune.modeling.reference import ENTRY, ReferenceCache, ReferenceIdentity, reference_logps, weights_digest
 
 PACK = small_pack()
 COMPLETIONS = 6
@@ -80,6 +83,19 @@ def changed_bit(scorer: Scorer) -> Scorer:
     return scorer
 
 
+def test_a_reference_has_no_dropout_even_where_its_adapters_are_on() -> None:
+    """One that follows the policy keeps adapters; the policy's dropout is not its own."""
+    scorer = scorer_of(lora=LoraConfig(rank=4, dropout=0.5))
+    for parameter in trainable_parameters(scorer.model).values():
+        parameter.data += 0.05
+    scorer.model.train()
+    first, second = (reference_logps(scorer, PACK, nullcontext) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert scorer.model.training, "the policy's is put back"
+    assert not torch.equal(scorer.token_logps(PACK), first)
+
+
 def test_whatever_moves_the_scores_is_in_the_identity(tmp_path: Path) -> None:
     cache, _ = filled(tmp_path)
     others = {
@@ -104,6 +120,24 @@ def test_names_and_dtype_of_storage_are_not_in_the_digest() -> None:
     model.config.use_cache = False
     assert weights_digest(model) == before
     assert weights_digest(add_lora(model, LoraConfig(rank=4), 0)) == before
+
+
+def test_buffers_that_are_saved_are_weights() -> None:
+    """DeepSeek V3 adds a buffer to the scores of its experts: another one is another model, with other log-probabilities."""
+    torch.manual_seed(0)
+    shape = {"moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 2}
+    ranks = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    config = DeepseekV3Config(**BASIC | shape | ranks | {"num_key_value_heads": 4, "first_k_dense_replace": 1})
+    model = DeepseekV3ForCausalLM(config).eval()
+    before = weights_digest(model)
+    assert weights_digest(add_lora(copy.deepcopy(model), LoraConfig(rank=4), 0)) == before
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        scores = model(input_ids=ids).logits
+        (bias,) = (one for name, one in model.named_buffers() if name.endswith("e_score_correction_bias"))
+        bias[:4] += 5.0  # sigmoids, which it is added to, are below 1
+        assert not torch.equal(model(input_ids=ids).logits, scores)
+    assert weights_digest(model) != before
 
 
 @pytest.mark.parametrize("part", ["prompt", "ids", "scored"])

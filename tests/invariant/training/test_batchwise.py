@@ -20,7 +20,9 @@ from preftune.maths.types import LossTerms, Term
 from preftune.modeling.adapters import add_lora, trainable_parameters
 from preftune.modeling.forward import Scorer
 from preftune.modeling.load import load_model
+from preftune.training import loop as loop_module
 from preftune.training import resume as resume_module
+from preftune.training import watch as watch_module
 from preftune.training.loop import run_stage
 from preftune.training.step import Objective, counts_of, evaluate, find_culprits, train_step
 
@@ -157,6 +159,29 @@ def test_the_state_of_a_loss_is_resumed(tmp_path, tiny_model, running, monkeypat
         for name in ("whole", "stopped")
     ]
     assert (evaluated[0] == evaluated[1]) is not is_forgotten
+
+
+def test_held_out_examples_are_scored_at_the_state_and_without_dropout(tmp_path, tiny_model, running, monkeypatch):
+    real_evaluate, real_step, evaluated, stepped = watch_module.evaluate, loop_module.train_step, [], []
+
+    def evaluate(objective, packs):
+        evaluated.append((objective.loss.mean, objective.scorer.model.training))
+        return real_evaluate(objective, packs)
+
+    def train_step(objective, packs, optimiser, **options):
+        stepped.append(objective.scorer.model.training)
+        return real_step(objective, packs, optimiser, **options)
+
+    monkeypatch.setattr(watch_module, "evaluate", evaluate)
+    monkeypatch.setattr(loop_module, "train_step", train_step)
+    changes = {"method": "running", "loss": {}, "checkpoints": 1, "epochs": 1.0, "evals": 2, "probe": None}
+    run_stage(make_plan(tmp_path, tiny_model, make_examples(16), folder="run", **changes))
+    kept = read_json(tmp_path / "run" / "checkpoints" / "step-000002" / "manifest.json")["loss_state"]["mean"]
+    (first, was_training), (last, _) = evaluated
+    assert first == kept != 0.0
+    assert last != first
+    assert not was_training
+    assert stepped == [True] * 4, "and dropout is on again after an evaluation"
 
 
 def test_a_step_that_fails_leaves_the_state_as_it_was(tiny_model, running):

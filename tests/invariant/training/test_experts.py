@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,14 @@ from preftune.core.errors import RecipeError, UsageError
 from preftune.core.files import read_jsonl
 from preftune.core.recipe import LoraConfig, ModelConfig, build_recipe
 from preftune.data.pack import pack_of
+from preftune.maths.losses.base import BaseLoss
+from preftune.maths.types import LossTerms, Term
 from preftune.modeling.activations import keep_layer_inputs
 from preftune.modeling.forward import Scorer
 from preftune.modeling.load import load_model
 from preftune.modeling.routers import Routers
 from preftune.training.loop import run_stage
+from preftune.training.step import Objective, train_step
 
 PLAIN = LoraConfig(rank=4, alpha=8)
 SHAPE = {
@@ -98,6 +102,44 @@ def test_a_pack_counts_each_token_once_and_no_padding(experts):
         scorer.token_logps(pack)
     assert [one.shape for one in heard] == [(len(pack.ids), 4)]
     assert 2.0 - 1e-4 <= float(scorer.routers.last) <= 8.0, "k where all are used alike, at most k times the experts"
+
+
+def test_packs_of_a_step_weigh_by_their_tokens(experts):
+    """Value and gradient: two unequal packs, beside each pack's own auxiliary loss."""
+    model, rows = loaded(experts()), make_examples(6)
+    packs = [pack_of(rows[:1]), pack_of(rows[1:])]
+    scorer = Scorer(model, shared=True)
+    scorer.routers, scorer.router_weight = Routers(model), 0.5
+    sizes = [len(pack.ids) for pack in packs]
+    own = []
+    for pack, size in zip(packs, sizes, strict=True):
+        with scorer.routers.weighing(0.5 * size / sum(sizes)):
+            logps = scorer.token_logps(pack)
+            torch.autograd.backward(logps * 0, torch.ones_like(logps))
+            own.append(float(scorer.routers.last))
+    expected = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    model.zero_grad()
+    seen = {}
+
+    class Nothing(BaseLoss):
+        needs_reference = False
+
+        def __call__(self, logps):
+            zeros = logps.policy_chosen * 0
+            return LossTerms({"nothing": Term(zeros, "pair")}, zeros.detach(), zeros.detach())
+
+    def clip(max_norm):
+        seen.update({name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None})
+        return torch.zeros(())
+
+    optimiser = SimpleNamespace(clip=clip, step=lambda lr: None)
+    metrics = train_step(Objective(scorer, Nothing(), None), packs, optimiser, lr=0.0, max_grad_norm=None)
+    aux = sum(value * size for value, size in zip(own, sizes, strict=True)) / sum(sizes)
+    assert metrics["aux_loss"] == pytest.approx(aux, rel=1e-6)
+    assert abs(aux - sum(own) / 2) > 1e-4, "a mean over packs is another number"
+    assert metrics["loss"] == pytest.approx(0.5 * aux, rel=1e-6)
+    for name, one in expected.items():
+        torch.testing.assert_close(seen[name], one, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(("method", "adapter"), [("dpo", "full"), ("dpo", "lora"), ("aot", "full")])

@@ -113,6 +113,14 @@ def test_sigterm_checkpoints_and_stops(tmp_path, tiny_model):
     assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
     weights = [files_of(tmp_path / folder)["final/adapter_model.safetensors"] for folder in ("whole", "stopped")]
     assert weights[0] == weights[1]
+    of_machine = {"pairs_per_second", "tokens_per_second", "peak_memory_gb", "elapsed_s"}
+    whole, stopped = (
+        [{key: row[key] for key in row.keys() - of_machine} for row in read_jsonl(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "stopped")
+    )
+    assert stopped == whole, "every metric, counts of tokens and places in the epoch too"
+    times = [row["elapsed_s"] for row in read_jsonl(tmp_path / "stopped" / "metrics.jsonl") if "elapsed_s" in row]
+    assert times == sorted(times), "seconds of the earlier process count"
 
 
 @pytest.mark.parametrize("lost", ["generators", "moments", "position"])

@@ -1,15 +1,18 @@
 """Metrics are exact over pairs: sums add up over packs, and the mean of batch means is shown to differ."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.maths.logps import pair_index, pairs_of, sum_by_completion
+from preftune.maths.losses.apo_zero_unpaired import APOZeroUnpaired
 from preftune.maths.losses.dpo import DPO
 from preftune.maths.losses.sft import SFT
-from preftune.maths.metrics import PAIR_METRICS, pair_means, pair_sums, reduce_terms
-from preftune.maths.types import LossTerms, PairLogps, SequenceLogps, Term
+from preftune.maths.metrics import PAIR_METRICS, pair_means, pair_sums, reduce_terms, unpaired_means, unpaired_sums
+from preftune.maths.types import LossTerms, PairLogps, SequenceLogps, Term, UnpairedLogps
 
 nats = st.floats(-200, 0)
 rows_of = st.lists(st.tuples(nats, nats, nats, nats), min_size=1, max_size=12)
@@ -40,6 +43,36 @@ def test_golden_values():
         "logps/rejected_change": pytest.approx(-4 / 3),
         "logps/chosen_change_per_token": pytest.approx(2 / 3),
         "logps/rejected_change_per_token": pytest.approx(-4 / 3),
+    }
+
+
+def test_a_change_per_token_is_by_the_completions_own_tokens():
+    one = torch.tensor([-10.0], dtype=torch.float64)
+    x = PairLogps(one, one, one - 6, one + 6, torch.tensor([2]), torch.tensor([3]))  # 6 / 2 and -6 / 3
+    found = pair_means(pair_sums(x, DPO()(x)).tolist(), 1)
+    assert [found[f"logps/{side}_change_per_token"] for side in ("chosen", "rejected")] == [3.0, -2.0]
+    assert [found[f"logps/{side}_change"] for side in ("chosen", "rejected")] == [6.0, -6.0]
+
+
+def test_a_tie_is_half_won_whatever_its_margin():
+    """Margins of .7, -.1 and 0: a win, a loss and an undecided pair; a tie counts one half in place of what its margin says."""
+    x = logps([(-10.0, -20.0, -12.0, -15.0), (-1.0, -1.0, -1.0, -2.0), (-4.0, -4.0, -4.0, -4.0)])
+    for ties, expected in (([False] * 3, 1.5), ([True, False, False], 1.0), ([False, True, False], 2.0), ([True] * 3, 1.5)):
+        tied = replace(x, is_tie=torch.tensor(ties))
+        assert pair_sums(tied, DPO()(x))[PAIR_METRICS.index("rewards/accuracies")].item() == expected
+
+
+def test_each_label_has_its_own_sums_and_its_own_count():
+    n, label = torch.ones(5, dtype=torch.int64), torch.tensor([True, False, True, False, False])
+    x = UnpairedLogps(-torch.arange(1.0, 6.0), torch.zeros(5), n, label)  # desirable -1 and -3, undesirable -2, -4 and -5
+    sums = unpaired_sums(x, APOZeroUnpaired(beta=0.5)(x)).tolist()
+    assert sums == [-2.0, -4.0, -5.5, -11.0]
+    assert unpaired_means(sums, 2, 3) == {
+        "rewards/chosen": -1.0,
+        "logps/chosen": -2.0,
+        "rewards/rejected": pytest.approx(-5.5 / 3),
+        "logps/rejected": pytest.approx(-11 / 3),
+        "rewards/margins": pytest.approx(-1 + 5.5 / 3),
     }
 
 

@@ -29,6 +29,13 @@ def test_partners_are_completions_of_other_prompts():
     assert len({row.partner for row in found}) >= len({row.prompt_ids for row in ROWS})
 
 
+def test_examples_of_one_prompt_take_the_next_prompts_completions_in_turn():
+    """Else the reference point would be that of one completion, however many rows a prompt has."""
+    many = [example(20, [at, 2]) for at in range(3, 7)]
+    found = with_partners([*many, example(21, [7, 2], [8, 2], [9, 2], [10, 2])], 64)
+    assert len({row.partner for row in found[:4]}) == 4
+
+
 def test_order_plays_no_part():
     whole = {row.example_id: row.partner for row in with_partners(ROWS, 64)}
     for seed in range(5):
