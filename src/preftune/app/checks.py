@@ -58,8 +58,12 @@ def _check_fit(config: StageConfig, data: PairFacts, max_length: int) -> list[Fi
     rows = _num_rows(data)
     if too_long <= MAX_SHARE_TOO_LONG * rows:
         return []
-    fact = f"stage {config.name}: {too_long} of {rows} rows ({too_long / rows:.0%}) are longer than {max_length} tokens"
-    return [Finding("warning", "pairs_do_not_fit", fact, "raise data.max_length, or set data.too_long: cut")]
+    asked = None if config.data is None else config.data.max_length
+    is_models = asked is not None and asked > max_length  # what the recipe allows, the model's positions do not
+    limit = f"{max_length} tokens{', all positions that the model has' if is_models else ''}"
+    fact = f"stage {config.name}: {too_long} of {rows} rows ({too_long / rows:.0%}) are longer than {limit}"
+    way_out = f"{'take a model with more positions' if is_models else 'raise data.max_length'}, or set data.too_long: cut"
+    return [Finding("warning", "pairs_do_not_fit", fact, way_out)]
 
 
 def _check_identical(config: StageConfig, data: PairFacts) -> list[Finding]:

@@ -150,8 +150,12 @@ def step_text(metrics: Mapping[str, float], left: int, done: int) -> str:
 
     >>> step_text({"loss": 0.5, "elapsed_s": 60.0}, left=30, done=10)
     'loss 0.5000 | 3 min left'
+    >>> step_text({"loss": 0.7334, "aux_loss": 2.01}, left=0, done=1)
+    'loss 0.7334, of experts 2.01 unweighted'
     """
     parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+    if "aux_loss" in metrics:  # a weighted part of the loss, which is above log 2 at the start then
+        parts[-1:] = [f"{parts[-1]}, of experts {metrics['aux_loss']:.2f} unweighted"] if parts else []
     if "rewards/accuracies" in metrics:
         parts.append(f"accuracy {metrics['rewards/accuracies']:.2f} margin {metrics['rewards/margins']:+.3f}")
     if "pairs_per_second" in metrics:

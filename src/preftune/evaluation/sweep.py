@@ -89,8 +89,10 @@ class SweepReport:
         if best is None or best.interval is None or best.joint is None or best.rate is None:
             return f"none of the {len(self.points)} points could be evaluated"
         drift = "" if best.drift is None else f" at a drift of {best.drift:.3g} nats a completion"
+        equal = sum(one.rate == best.rate for one in self.done)
+        among = f"best of {count}" if equal == 1 else f"{equal} of {count} points win equally often; {self._why_this_one}"
         text = (
-            f"best of {count}: {best.label}, win rate {best.rate:.1%} [{best.interval.low:.1%}, {best.interval.high:.1%}] "
+            f"{among}: {best.label}, win rate {best.rate:.1%} [{best.interval.low:.1%}, {best.interval.high:.1%}] "
             f"over {self.baseline}{drift}"
         )
         if count > 1:
@@ -99,6 +101,12 @@ class SweepReport:
                 "that no point was chosen on are what proves it"
             )
         return text
+
+    @property
+    def _why_this_one(self) -> str:
+        """What sets the point that is named apart from those of its win rate."""
+        is_measured = any(one.drift is not None for one in self.done)
+        return "the one that drifted least" if is_measured else "the first of them, as drift was not measured"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON."""

@@ -36,6 +36,8 @@ LR_OF_LOSS: Mapping[tuple[str, Adapter], Span] = {
     ("cpo", "full"): (1e-7, 5e-5),
     ("cpo", "lora"): (1e-6, 1e-3),  # ALMA-R 1e-4
 }
+MAX_LR_OF_SMALL = 0.01
+"""AdamW moves each weight by about the learning rate a step, and weights are about 0.02."""
 MAX_EPOCHS: Mapping[View, float] = {"pairs": 5.0, "unpaired": 5.0, "demonstrations": 10.0}
 
 
@@ -131,6 +133,9 @@ def check_published(config: StageConfig, *, is_small: bool) -> list[Finding]:
     view = losses.factory(config.method).view
     findings: list[Finding] = []
     peak = lr_of(config, view)
+    if is_small and peak > MAX_LR_OF_SMALL:
+        fact = f"stage {config.name}: lr {peak:g} is above {MAX_LR_OF_SMALL:g}, which the smallest models do not survive either"
+        findings.append(Finding("warning", "unusual_lr", fact, "1e-4 to 1e-3 is usual for a model this small"))
     low, high = LR_OF_LOSS.get((config.method, config.adapter), LR_RANGE[view, config.adapter])
     if not low <= peak <= high and not is_small:
         usual = f"what is published for {config.method} with {config.adapter} ({low:g} to {high:g})"

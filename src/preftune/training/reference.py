@@ -264,7 +264,7 @@ def score_reference(
             raise Interrupted(
                 f"stage {stage.config.name} stopped while the reference was scored, "
                 f"{done * ranks.size} of {len(pending)} packs done; "
-                "their scores are kept, resume the run to go on"
+                "their scores are kept; resume the run, or give the same command again, to go on"
             )
         with reference.spread.turn(reference.scorer, turn):
             if turn.index is None:

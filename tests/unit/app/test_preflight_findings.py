@@ -46,7 +46,12 @@ def test_pairs_that_do_not_fit(found):
     long = [row(number, chosen=story(number, 90)) for number in range(40, 44)]
     finding = found([*SOUND, *long], data={"max_length": 160})["pairs_do_not_fit"]
     assert (finding.level, "4 of 44 rows (9%) are longer than 160 tokens" in finding.fact) == ("warning", True)
+    assert "raise data.max_length" in finding.way_out
     assert "pairs_do_not_fit" not in found([*SOUND, *long], data={"max_length": 512})
+    longer = [row(number, chosen=story(number, 900)) for number in range(40, 44)]
+    finding = found([*SOUND, *longer], data={"max_length": 100_000})["pairs_do_not_fit"]
+    assert "longer than 512 tokens, all positions that the model has" in finding.fact
+    assert "raise data.max_length" not in finding.way_out, "it is above what the model has already"
     assert "pairs_do_not_fit" not in found([*SOUND, long[0]], data={"max_length": 160}), "one in forty is only counted"
 
 

@@ -22,7 +22,12 @@ def report(*points):
 def test_the_best_point_wins_most_and_then_drifts_least():
     points = [point(0.5, 0.6, 1.0), point(0.1, 0.8, 9.0), point(0.2, 0.8, 4.0), SweepPoint({"beta": 1}, "", "failed", "no")]
     assert report(*points).best is points[2]
-    assert "best of 3: beta 0.2" in report(*points).sentence
+    assert report(*points).sentence.startswith(
+        "2 of 3 points win equally often; the one that drifted least: beta 0.2, win rate 80.0%"
+    )
+    assert "best of 2: beta 0.2" in report(*points[::2]).sentence
+    blind = [point(beta, 0.5, None) for beta in (0.1, 0.3)]
+    assert "2 of 2 points win equally often; the first of them, as drift was not measured: beta 0.1" in report(*blind).sentence
     assert "chosen among 3" in report(*points).sentence
     assert report(points[3]).best is None
 

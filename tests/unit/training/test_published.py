@@ -81,6 +81,7 @@ def test_the_losses_over_pairs_have_ranges(method, far, near):
 def test_learning_rates_by_adapter():
     assert codes(lr=1e-3) == ["unusual_lr"]
     assert codes(lr=1e-3, is_small=True) == []
+    assert codes(lr=1.0, is_small=True) == ["unusual_lr"]
     assert codes(lr=5e-5) == []
     assert codes(lr=5e-5, adapter="full") == ["unusual_lr"]
     assert codes("sft", lr=2e-4) == []
