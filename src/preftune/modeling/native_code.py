@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from importlib.resources import files
 from typing import Any, cast
 
@@ -10,7 +11,6 @@ import torch
 
 VECTOR = 16
 """Floats of a vector; widths come in whole ones."""
-SHARED = "tiles.h"
 
 
 def can_run_natively() -> bool:
@@ -27,8 +27,13 @@ def load(name: str) -> Any:
     """
     from torch._inductor.codecache import CppCodeCache  # seconds, and only for those who compile
 
-    shared, own = (files("preftune.modeling").joinpath("native", file).read_text("utf-8") for file in (SHARED, f"{name}.cpp"))
-    return cast(Any, CppCodeCache).load(own.replace(f'#include "{SHARED}"', shared))
+    return cast(Any, CppCodeCache).load(_text(f"{name}.cpp"))
+
+
+def _text(name: str) -> str:
+    """A source file with those of ``native/`` that it includes; the builder takes one text."""
+    text = files("preftune.modeling").joinpath("native", name).read_text("utf-8")
+    return re.sub(r'^#include "(.+)"$', lambda found: _text(found[1]), text, flags=re.MULTILINE)
 
 
 def function(symbol: Any, num_pointers: int, *others: Any) -> Any:

@@ -5,34 +5,14 @@
 // probabilities live in the caches only: forward keeps the log-sum-exp of each row, and backward forms the probabilities
 // again from it (Dao 2023, arXiv:2307.08691), with delta = sum(dO * O) for the softmax's gradient.
 //
-// Strides count elements. Threads share (group, key head) tasks, largest first; the result does not depend on their number.
-#include "tiles.h"
+// Strides count elements. Threads share heads of groups, the largest first; no result depends on the number of threads.
+#include "groups.h"
 
 namespace {
 
-constexpr int64_t KEYS = 64;    // keys of a block
-constexpr int FORWARD_ROWS = 6, BACKWARD_ROWS = 4, BACKWARD_BLOCK = 32;  // rows of a tile; of a head before dK and dV are added up
-
-struct Shape {
-  int64_t heads, kv_heads, width, out_width;
-  float scale;
-};
-
-struct Sequence {  // rows that see `prompt` keys of the chain and then their own, the first of which lie at column `column`
-  int64_t row, rows, prompt, column;
-};
-
-struct Group {
-  int64_t columns = 0;  // of all sequences, each padded to whole blocks
-  double cells = 0;
-  std::vector<Sequence> sequences;
-};
-
-struct Run {  // blocks of keys that follow each other: the first column, their number, and how many keys row 0 sees of them
-  int64_t column, blocks, first;
-  bool is_causal;  // row i sees i keys more than row 0; otherwise all rows see `first`
-  int64_t seen(int64_t row) const { return is_causal ? first + row : first; }
-};
+constexpr int FORWARD_ROWS = 6, BACKWARD_ROWS = 4;  // of a tile
+constexpr int64_t BLOCK_ROWS = 96;                   // of all heads of a task, before what they give dK and dV is added up
+constexpr int64_t SPLIT_FROM = 512, SPLIT_TO = 8192;  // tokens of a group: between them each query head is a task of its own
 
 struct Given {  // of a whole pack; lse (heads, tokens)
   Shape shape;
@@ -42,56 +22,11 @@ struct Given {  // of a whole pack; lse (heads, tokens)
   Rows grad, dq, dk, dv;  // of backward
 };
 
-Group read_group(const int64_t*& at) {
-  Group group;
-  const int64_t start = *at++, prompt = *at++, number = *at++;
-  int64_t row = start;
-  for (int64_t i = 0; i < number; ++i) {
-    const int64_t own = *at++, rows = i == 0 ? prompt + own : own, before = i == 0 ? 0 : prompt;
-    if (rows > 0) group.sequences.push_back({row, rows, before, group.columns});
-    group.columns += whole(rows, KEYS);
-    group.cells += double(rows) * (double(before) + double(rows) / 2);
-    row += rows;
-  }
-  return group;
-}
-
-// The runs of keys that rows [first, first + count) of a sequence see; at most two.
-int runs_of(const Sequence& sequence, int64_t first, int64_t count, Run* runs) {
-  int number = 0;
-  if (sequence.prompt > 0) runs[number++] = {0, whole(sequence.prompt, KEYS) / KEYS, sequence.prompt, false};
-  runs[number++] = {sequence.column, whole(first + count, KEYS) / KEYS, first + 1, true};
-  return number;
-}
-
 struct Scratch {
   Buffer<Word> keys_turned, values_turned, keys_paired, values_paired, q_paired, grad_paired, p_paired, ds_paired;
   Buffer<Half> p, ds;
-  Buffer<float> scores, dk, dv;
+  Buffer<float> scores;
 };
-
-// The words of up to 64 rows, word by word: to[word][row].
-inline void turn(const Rows& x, int64_t head, int64_t row, int64_t count, int64_t words, Word* to) {
-  for (int64_t i = 0; i < KEYS; ++i) {
-    const Word* from = i < count ? (const Word*)x.at(row + i, head) : nullptr;
-    for (int64_t w = 0; w < words; ++w) to[w * KEYS + i] = from ? from[w] : 0;
-  }
-}
-
-// Keys or values of every sequence of a group: turned block by block, [block][width / 2][64], or paired, [columns / 2][width].
-void lay_out(const Group& group, const Rows& x, int64_t head, int64_t width, Word* turned, Word* paired) {
-  for (const Sequence& one : group.sequences) {
-    for (int64_t at = 0; at < one.rows; at += KEYS) {
-      const int64_t count = std::min(KEYS, one.rows - at);
-      if (turned) turn(x, head, one.row + at, count, width / 2, turned + (one.column + at) * width / 2);
-      for (int64_t i = 0; paired && i < KEYS; i += 2) {
-        const Half* first = i < count ? x.at(one.row + at + i, head) : nullptr;
-        const Half* second = i + 1 < count ? x.at(one.row + at + i + 1, head) : nullptr;
-        interleave(first, second, width, paired + (one.column + at + i) / 2 * width);
-      }
-    }
-  }
-}
 
 // Rows of halves (M of them, `stride` words apart) times what is paired, over the runs that they see; each column tile to `store`.
 template <int M, typename Store>
@@ -209,7 +144,7 @@ struct Piece {
   int64_t row, count, padded, columns = 0;
   Run runs[2];
   int number;
-  Piece(const Sequence& one, int64_t at) : row(one.row + at), count(std::min<int64_t>(BACKWARD_BLOCK, one.rows - at)) {
+  Piece(const Sequence& one, int64_t at, int64_t block) : row(one.row + at), count(std::min(block, one.rows - at)) {
     padded = whole(count, BACKWARD_ROWS);
     number = runs_of(one, at, count, runs);
     for (int r = 0; r < number; ++r) columns += runs[r].blocks * KEYS;
@@ -297,17 +232,23 @@ void round_sums(const Group& group, const float* sums, int64_t width, float scal
       }
 }
 
-void backward_task(const Given& given, const Group& group, int64_t kv_head) {
+// What threads share: query heads of one key head in one group. sums: where its part of dK and dV stays, if others have parts too.
+struct Task {
+  int64_t group, head, heads;
+  float* sums;
+};
+
+// A task's part of dK and dV, float32, and dQ. of_k (columns, width), of_v (columns, out_width), both cleared here.
+void backward_sums(const Given& given, const Group& group, const Task& task, float* of_k, float* of_v) {
   thread_local Scratch scratch;
   const int64_t width = given.shape.width, out_width = given.shape.out_width;
-  const int64_t repeats = given.shape.heads / given.shape.kv_heads, most_rows = repeats * BACKWARD_BLOCK;
+  const int64_t kv_head = task.head / (given.shape.heads / given.shape.kv_heads);
+  const int64_t block = std::max<int64_t>(16, whole(BLOCK_ROWS / task.heads, BACKWARD_ROWS)), most_rows = task.heads * block;
   Word* keys_turned = scratch.keys_turned.get(group.columns * width / 2);
   Word* keys_paired = scratch.keys_paired.get(group.columns / 2 * width);
   Word* values_turned = scratch.values_turned.get(group.columns * out_width / 2);
   lay_out(group, given.k, kv_head, width, keys_turned, keys_paired);
   lay_out(group, given.v, kv_head, out_width, values_turned, nullptr);
-  float* of_k = scratch.dk.get(group.columns * width);
-  float* of_v = scratch.dv.get(group.columns * out_width);
   std::memset(of_k, 0, sizeof(float) * group.columns * width);
   std::memset(of_v, 0, sizeof(float) * group.columns * out_width);
   Word* p_paired = scratch.p_paired.get(most_rows / 2 * group.columns);
@@ -316,42 +257,68 @@ void backward_task(const Given& given, const Group& group, int64_t kv_head) {
   Word* q_paired = scratch.q_paired.get(most_rows / 2 * width);
   Word* grad_paired = scratch.grad_paired.get(most_rows / 2 * out_width);
   for (const Sequence& one : group.sequences)
-    for (int64_t at = 0; at < one.rows; at += BACKWARD_BLOCK) {
-      const Piece piece(one, at);
-      for (int64_t repeat = 0; repeat < repeats; ++repeat) {
-        const int64_t head = kv_head * repeats + repeat, before = repeat * piece.padded;
+    for (int64_t at = 0; at < one.rows; at += block) {
+      const Piece piece(one, at, block);
+      for (int64_t i = 0; i < task.heads; ++i) {
+        const int64_t head = task.head + i, before = i * piece.padded;
         pair_rows(given, piece, head, before, q_paired, grad_paired);
         for (int64_t i0 = 0; i0 < piece.padded; i0 += BACKWARD_ROWS) {
           slopes(given, piece, head, i0, before, keys_turned, values_turned, p_paired, ds_paired, ds);
           query_grads(given, piece, head, i0, ds + (before + i0) * piece.columns, keys_paired);
         }
       }
-      const int64_t pairs = repeats * piece.padded / 2;
+      const int64_t pairs = task.heads * piece.padded / 2;
       add_over_rows(p_paired, piece.columns, piece.runs, piece.number, grad_paired, pairs, out_width, of_v);
       add_over_rows(ds_paired, piece.columns, piece.runs, piece.number, q_paired, pairs, width, of_k);
     }
-  round_sums(group, of_k, width, given.shape.scale, given.dk, kv_head);
-  round_sums(group, of_v, out_width, 1.0f, given.dv, kv_head);
 }
 
-struct Task {
-  int64_t group, head;
-};
+void round_both(const Given& given, const Group& group, int64_t kv_head, const float* of_k, const float* of_v) {
+  round_sums(group, of_k, given.shape.width, given.shape.scale, given.dk, kv_head);
+  round_sums(group, of_v, given.shape.out_width, 1.0f, given.dv, kv_head);
+}
 
-// Every head of every group, the largest groups first.
-std::vector<Task> tasks_of(const std::vector<Group>& groups, int64_t heads) {
-  std::vector<int64_t> order(groups.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return groups[a].cells > groups[b].cells; });
+void backward_task(const Given& given, const Group& group, const Task& task) {
+  thread_local Buffer<float> keys, values;
+  if (task.sums) return backward_sums(given, group, task, task.sums, task.sums + group.columns * given.shape.width);
+  float *of_k = keys.get(group.columns * given.shape.width), *of_v = values.get(group.columns * given.shape.out_width);
+  backward_sums(given, group, task, of_k, of_v);
+  round_both(given, group, task.head / task.heads, of_k, of_v);
+}
+
+// The parts of dK and dV of one key head that its query heads left, added in their order.
+void add_parts(const Given& given, const Group& group, int64_t kv_head, float* parts) {
+  const int64_t size = group.columns * (given.shape.width + given.shape.out_width);
+  for (int64_t part = 1; part < given.shape.heads / given.shape.kv_heads; ++part)
+    for (int64_t i = 0; i < size; i += VECTOR)
+      _mm512_store_ps(parts + i, _mm512_add_ps(_mm512_load_ps(parts + i), _mm512_load_ps(parts + part * size + i)));
+  round_both(given, group, kv_head, parts, parts + group.columns * given.shape.width);
+}
+
+// Every query head of a group of middling size, and every key head of others: small groups share what is laid out, and of very
+// long ones the parts would take too much memory. It depends on the group alone, and so do its bits.
+std::vector<Task> tasks_of(const Given& given, const std::vector<Group>& groups, float* sums) {
+  const int64_t repeats = given.shape.heads / given.shape.kv_heads;
   std::vector<Task> tasks;
-  for (int64_t group : order)
-    for (int64_t head = 0; head < heads; ++head) tasks.push_back({group, head});
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const int64_t heads = groups[i].is_split && repeats > 1 ? 1 : repeats;
+    for (int64_t head = 0; head < given.shape.heads; head += heads) {
+      tasks.push_back({int64_t(i), head, heads, heads == repeats ? nullptr : sums});
+      if (sums && heads != repeats) sums += groups[i].columns * (given.shape.width + given.shape.out_width);
+    }
+  }
+  std::stable_sort(tasks.begin(), tasks.end(), [&](const Task& a, const Task& b) {
+    return groups[a.group].cells * double(a.heads) > groups[b.group].cells * double(b.heads);
+  });
   return tasks;
 }
 
 std::vector<Group> read_groups(const int64_t* layout, int64_t number) {
   std::vector<Group> groups;
-  for (int64_t i = 0; i < number; ++i) groups.push_back(read_group(layout));
+  for (int64_t i = 0; i < number; ++i) {
+    groups.push_back(read_group(layout));
+    groups.back().is_split = groups.back().tokens >= SPLIT_FROM && groups.back().tokens <= SPLIT_TO;
+  }
   return groups;
 }
 
@@ -370,11 +337,9 @@ extern "C" void preftune_attention_forward(void* q, void* k, void* v, void* out,
                     .out = {(Half*)out, shape.heads * shape.out_width, shape.out_width},
                     .lse = lse};
   const std::vector<Group> groups = read_groups(layout, sizes[5]);
-  // query heads of one key head share its keys as they are laid out, unless there are too few tasks to keep all threads at work
-  const int64_t together = sizes[5] * shape.kv_heads < 4 * omp_get_max_threads() ? 1 : shape.heads / shape.kv_heads;
-  const std::vector<Task> tasks = tasks_of(groups, shape.heads / together);
+  const std::vector<Task> tasks = tasks_of(given, groups, nullptr);
 #pragma omp parallel for schedule(dynamic, 1)
-  for (size_t i = 0; i < tasks.size(); ++i) forward_task(given, groups[tasks[i].group], tasks[i].head * together, together);
+  for (size_t i = 0; i < tasks.size(); ++i) forward_task(given, groups[tasks[i].group], tasks[i].head, tasks[i].heads);
 }
 
 extern "C" void preftune_attention_backward(void* q, void* k, void* v, void* out, float* lse, void* grad, void* dq, void* dk, void* dv,
@@ -392,7 +357,20 @@ extern "C" void preftune_attention_backward(void* q, void* k, void* v, void* out
                     .dk = {(Half*)dk, shape.kv_heads * shape.width, shape.width},
                     .dv = {(Half*)dv, shape.kv_heads * shape.out_width, shape.out_width}};
   const std::vector<Group> groups = read_groups(layout, sizes[5]);
-  const std::vector<Task> tasks = tasks_of(groups, shape.kv_heads);  // a key head's gradient is summed by one thread
-#pragma omp parallel for schedule(dynamic, 1)
-  for (size_t i = 0; i < tasks.size(); ++i) backward_task(given, groups[tasks[i].group], tasks[i].head);
+  thread_local Buffer<float> parts;
+  int64_t columns = 0;
+  for (const Group& group : groups) columns += group.is_split ? group.columns : 0;
+  float* sums = parts.get(columns * shape.heads * (shape.width + shape.out_width));
+  const std::vector<Task> tasks = tasks_of(given, groups, sums);
+  std::vector<Task> firsts;  // of those that left parts
+  for (const Task& task : tasks)
+    if (task.sums && task.head % (shape.heads / shape.kv_heads) == 0) firsts.push_back(task);
+#pragma omp parallel
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < tasks.size(); ++i) backward_task(given, groups[tasks[i].group], tasks[i]);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < firsts.size(); ++i)
+      add_parts(given, groups[firsts[i].group], firsts[i].head / (shape.heads / shape.kv_heads), firsts[i].sums);
+  }
 }
