@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from warm_start import WarmStart
 
 settings.register_profile("torch", deadline=None, derandomize=True)  # the first torch call is slow, not wrong
 settings.load_profile("torch")
@@ -24,3 +29,19 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def starter_model() -> Path:
     return ROOT / "src" / "preftune" / "starter" / "model"
+
+
+@pytest.fixture(scope="session")
+def cold_command() -> Path:
+    """The installed ``preftune``."""
+    return Path(sys.executable).with_name("preftune")
+
+
+@pytest.fixture(scope="session")
+def warm_command(tmp_path_factory: pytest.TempPathFactory, cold_command: Path) -> Iterator[Path]:
+    """The same without the wait for its libraries: see tests/warm_start.py."""
+    folder = tmp_path_factory.mktemp("warm")
+    base = tmp_path_factory.getbasetemp()  # of one worker, in a folder of all
+    warm = WarmStart(folder, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "started", cold_command)
+    yield warm.command
+    warm.stop()

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,26 @@ def environment(tmp_path):
     return {**keep, "PREFTUNE_CACHE": str(tmp_path / ".cache"), "PREFTUNE_HOME": str(tmp_path / ".home"), "HF_HUB_OFFLINE": "1"}
 
 
-@pytest.fixture
-def preftune(tmp_path, environment):
+def caller(program, folder, environment):
     def call(*arguments, timeout=300, **options):
-        command = [str(Path(sys.executable).with_name("preftune")), *map(str, arguments)]
+        command = [str(program), *map(str, arguments)]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False, **options
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False, **options
         )
 
     return call
+
+
+@pytest.fixture
+def preftune(tmp_path, environment, warm_command):
+    """Runs a verb; its process is forked from one that has loaded the libraries (tests/warm_start.py)."""
+    return caller(warm_command, tmp_path, environment)
+
+
+@pytest.fixture
+def cold_preftune(tmp_path, environment, cold_command):
+    """Runs a verb as a shell does."""
+    return caller(cold_command, tmp_path, environment)
 
 
 @pytest.fixture

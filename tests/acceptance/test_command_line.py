@@ -13,11 +13,11 @@ import pytest
 MAX_HELP_SECONDS = 0.3  # of the processor, so that a busy machine fails nobody; it takes about .06
 
 
-def test_help_is_fast_and_imports_no_torch(preftune):
+def test_help_is_fast_and_imports_no_torch(cold_preftune):
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = preftune("--help")
+        done = cold_preftune("--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0

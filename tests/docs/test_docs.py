@@ -31,6 +31,12 @@ def rows(name, count):
 
 
 @pytest.fixture
+def programs(warm_command):
+    """What the shell of a page finds first: a ``preftune`` that does not wait for its libraries (tests/warm_start.py)."""
+    return f"{warm_command.parent}:{Path(sys.executable).parent}"
+
+
+@pytest.fixture
 def folder(tmp_path):
     (tmp_path / "pairs.jsonl").write_text(rows("pairs.jsonl", 60), encoding="utf-8")
     (tmp_path / "prompts.jsonl").write_text(rows("verdict.jsonl", 12), encoding="utf-8")
@@ -49,12 +55,11 @@ def lent_by(extra):
     return str(place)
 
 
-def environment(folder, extra=""):
+def environment(folder, programs, extra=""):
     keep = {key: value for key, value in os.environ.items() if not key.startswith("PREFTUNE_")}
-    path = f"{Path(sys.executable).parent}:{keep['PATH']}"
     return {
         **keep,
-        "PATH": path,
+        "PATH": f"{programs}:{keep['PATH']}",
         "PREFTUNE_CACHE": str(folder / ".cache"),
         "PREFTUNE_HOME": str(folder / ".home"),
         "HF_HUB_OFFLINE": "1",
@@ -64,7 +69,7 @@ def environment(folder, extra=""):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_the_page_runs(page, folder):
+def test_every_block_of_the_page_runs(page, folder, programs):
     for language, info, code in blocks(page):
         if info.startswith("no-run"):
             assert len(info) > len("no-run ") + 8, f"{page.name}: say why this block is not run: {code[:60]}"
@@ -77,7 +82,13 @@ def test_every_block_of_the_page_runs(page, folder):
             command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
             extra = info.removeprefix("with ") if info.startswith("with ") else ""
             done = subprocess.run(
-                command, cwd=folder, env=environment(folder, extra), capture_output=True, text=True, timeout=300, check=False
+                command,
+                cwd=folder,
+                env=environment(folder, programs, extra),
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
             )
             assert done.returncode == 0, f"{page.name}:\n{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
@@ -107,11 +118,11 @@ def test_every_loss_and_format_is_documented():
     assert not [name for name in formats.names() if f"`{name}`" not in data]
 
 
-def test_a_page_with_a_wrong_block_would_be_caught(tmp_path, folder):
+def test_a_page_with_a_wrong_block_would_be_caught(tmp_path, folder, programs):
     page = tmp_path / "wrong.md"
     page.write_text("```bash\npreftune chekc pairs.jsonl\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError, match="did you mean 'check'"):
-        test_every_block_of_the_page_runs(page, folder)
+        test_every_block_of_the_page_runs(page, folder, programs)
 
 
 def test_the_sample_files_are_what_the_pages_say(folder):
