@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,28 @@ settings.register_profile("torch", deadline=None, derandomize=True)  # the first
 settings.load_profile("torch")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Torch, transformers and what pytest collects are a million objects that stay. The garbage collector finds nothing among them,
+# and looking was half of the processor time of collecting the suite and of its fast tests. So nothing is looked for while they
+# are loaded, and at the end of each file what is still there is left alone from then on.
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    said = yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ the unchanged copy.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -139,12 +140,14 @@ def main(names: list[str]) -> int:
     for key in [key for key in os.environ if key.startswith("PYTEST_")]:
         del os.environ[key]  # of a test process that started this one
     os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit a pool of threads
+    gc.disable()  # tests/conftest.py says why; it switches the collector on again in each fork
     for library in (*LIBRARIES, *(f"_pytest.{name}" for name in default_plugins), *plugins()):
         importlib.import_module(library)
     for name in ("AutoModelForCausalLM", "AutoTokenizer", "AutoConfig", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
         getattr(importlib.import_module("transformers"), name)  # loads them, which importing it does not
     if any(name.split(".")[0] == "preftune" for name in sys.modules):
         raise SystemExit("preftune is loaded already: a fault in it would not be seen")
+    gc.freeze()
     controls = [fault for fault, _ in CONTROLS if not is_by_name or fault.name in wanted]
     chosen = [*(one for one in FAULTS if one.name in wanted), *controls]
     found: dict[str, str] = {}
