@@ -6,11 +6,17 @@ import resource
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from preftune.app.runs import RUN_FILE
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("OMP_NUM_THREADS") != "1" or Path("/dev/nvidiactl").exists(),
+    reason="every start is an ordinary one where libraries run several threads (OMP_NUM_THREADS is not 1) or a GPU is there",
+)
 
 
 def forking():
