@@ -81,6 +81,13 @@ class RunFolder:
         stages[index] = {**stages[index], **changes}
         self.update({"stages": stages})
 
+    def stop(self, status: str, **changes: Any) -> None:
+        """The run and the stage it was at end as ``status``: ``failed`` or ``interrupted``."""
+        if not self.is_ours:
+            return
+        stages = [{**one, "status": status} if one.get("status") == "running" else one for one in self.read()["stages"]]
+        self.update({"status": status, "stages": stages, **changes})
+
     def stage_folder(self, index: int, name: str) -> Path:
         """The folder of a stage."""
         return self.path / "stages" / f"{index + 1}-{name}"

@@ -53,12 +53,15 @@ class ShownRun:
             words = ", ".join(
                 f"{key} {value:.4g}" for key, value in metrics.items() if key in _SHOWN and isinstance(value, (int, float))
             )
-            lines.append(f"stage {stage['name']}  {stage['status']}  {stage.get('steps', '-')} steps  {words}".rstrip())
+            steps = stage.get("steps", metrics.get("step", "-"))
+            lines.append(f"stage {stage['name']}  {stage['status']}  {steps} steps  {words}".rstrip())
         if self.report is not None:
             lines.append(str(self.report.get("sentence", "")))
             lines.append(f"report {self.report_path.with_suffix('.html') if self.report_path else ''}")
         if self.record.get("model"):
             lines.append(f"model {self.path / self.record['model']}")
+        if self.record["status"] in ("failed", "interrupted") and any(self.path.glob("stages/*/checkpoints/*/manifest.json")):
+            lines.append(f"its last checkpoint is whole; `preftune train --resume {self.path}` goes on from it")
         return lines
 
 

@@ -213,10 +213,10 @@ def _train_held(made: Plan, run: RunFolder, tell: EventSink, context: Context, r
             if "final" in summary:  # a stage that trains nothing leaves the model as it is
                 before = start.model_copy(update={"name": str(run.path / summary["final"]), "revision": None})
     except Interrupted:
-        run.update({"status": "interrupted"})
+        run.stop("interrupted")
         raise
     except BaseException as error:
-        run.update({"status": "failed", "error": _one_line(error)})
+        run.stop("failed", error=_one_line(error))
         raise
     finals = [summary["final"] for summary in summaries if "final" in summary]
     run.update({"status": "succeeded", "model": finals[-1] if finals else None, "baseline": baseline})

@@ -3,6 +3,7 @@
 import pytest
 
 from preftune.app.runs import RunFolder, find_model, list_runs
+from preftune.app.show import show_run
 from preftune.core.errors import CheckpointError, InputError, UsageError
 
 
@@ -56,3 +57,18 @@ def test_records_change_field_by_field(run):
 def test_an_unknown_run_lists_the_nearest(run, tmp_path):
     with pytest.raises(UsageError, match="did you mean"):
         RunFolder.open(run.path.name[:-1], tmp_path)
+
+
+def test_a_run_that_stopped_shows_no_stage_as_running_and_how_it_goes_on(run):
+    run.update_stage(0, {"name": "dpo", "status": "running"})
+    (run.stage_folder(0, "dpo") / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
+    assert "stage dpo  running  3 steps  loss 0.5" in show_run(run.path.name, run.path.parent).summary()
+    for status in ("failed", "interrupted"):
+        run.update({"status": "running", "error": None})
+        run.update_stage(0, {"status": "running"})
+        run.stop(status, error="a reason")
+        lines = show_run(run.path.name, run.path.parent).summary()
+        assert f"stage dpo  {status}  3 steps  loss 0.5" in lines
+        assert f"its last checkpoint is whole; `preftune train --resume {run.path}` goes on from it" in lines
+    RunFolder(run.path, is_ours=False).stop("succeeded")
+    assert run.read()["status"] == "interrupted"
