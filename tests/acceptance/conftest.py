@@ -52,7 +52,7 @@ def recipe(tmp_path, pairs):
     path = tmp_path / "small.yaml"
     path.write_text(
         "model: starter\nmethod: dpo\nbeta: 0.1\nlr: 1e-4\nadapter: full\n"
-        "epochs: 8\nmax_steps: 4\npairs_per_step: 8\ndata: pairs.jsonl\n",
+        "epochs: 8\nmax_steps: 4\npairs_per_step: 8\ndata: pairs.jsonl\nprobe: {prompts: 4, max_new_tokens: 16}\n",
         encoding="utf-8",
     )
     return path

@@ -47,6 +47,7 @@ def submit(platform, project, pairs):
             "pairs_per_step": 4,
             "max_steps": 3,
             "checkpoints": 2,
+            "probe": {"prompts": 4, "max_new_tokens": 16},
         }
         stage |= changes.pop("stage", {}) | {"data": {"train": [pairs.id]}}
         recipe = {"model": {"name": "starter"}, "stages": [stage]}
