@@ -196,6 +196,8 @@ REFERENCE = [
         ("checksum not looked at", "if _checksum(key, values) != self._where[key][3]:", "if not key:")),
     *of("modeling/reference.py", f"{CACHE}::test_whatever_moves_the_scores_is_in_the_identity",
         ("weights not in the identity", "        state.update(_bytes_of(weight).data)\n", "")),
+    *of("modeling/reference.py", f"{CACHE}::test_a_reference_has_no_dropout_even_where_its_adapters_are_on",
+        ("reference with the policy's dropout", "    scorer.model.train(False)\n    try:", "    try:")),
     *of("modeling/reference.py", f"{CACHE}::test_buffers_that_are_saved_are_weights",
         ("saved buffers not in the identity", "(*base.named_parameters(), *_saved_buffers(base))", "base.named_parameters()")),
 ]  # fmt: skip
@@ -210,6 +212,29 @@ NORMALISER = [
         ("equal rewards count as lost", "0.5 * (margins == 0)", "0.0 * (margins == 0)"),
         ("rewards of both sides swapped", "margins = chosen - rejected\n", "margins = rejected - chosen\n"),
     ),
+    *of(
+        "maths/metrics.py", f"{MATHS}/test_metrics.py",
+        ("change per token by the other side's tokens", "changes[1] / logps.rejected_tokens.clamp", "changes[1] / logps.chosen_tokens.clamp"),
+        ("ties count by their margin", "    if logps.is_tie is not None:\n        wins = torch.where(logps.is_tie, 0.5, wins)\n", ""),
+        ("undesirable means by the desirable count", "num_desirable, num_desirable, num_undesirable, num_undesirable)",
+         "num_desirable, num_desirable, num_undesirable, num_desirable)"),
+    ),
+    *of("training/tally.py", "invariant/training/test_packing.py::test_any_packing_gives_the_same_step[kto-lora]",
+        ("labels of the first pack", "labels = [label for pack in packs for example", "labels = [label for pack in packs[:1] for example")),
+    *of(
+        "training/watch.py", f"{BATCHWISE}::test_held_out_examples_are_scored_at_the_state_and_without_dropout",
+        ("held-out examples with dropout", "            trainee.model.eval()\n", ""),
+        ("held-out examples at the first state", "trainee.objective.at(state.loss_state), trainee", "trainee.objective.at({}), trainee"),
+        ("no dropout after an evaluation", "            trainee.model.train()\n", ""),
+    ),
+    *of(
+        "training/balance.py", "invariant/training/test_experts.py::test_packs_of_a_step_weigh_by_their_tokens",
+        ("packs of experts weigh alike", "self._sizes[index] / sum(self._sizes)", "1 / len(self._sizes)"),
+        ("auxiliary loss of every pack whole", "scorer.router_weight * share", "scorer.router_weight"),
+    ),
+    *of("training/resume.py", "invariant/training/test_resume.py::test_sigterm_checkpoints_and_stops",
+        ("tokens counted anew after a resume", 'int(facts["num_tokens"])', "0"),
+        ("seconds counted anew after a resume", 'float(facts["seconds"])', "0.0")),
     *of(
         "training/tally.py", f"{STEP}[sft-lora]",
         ("counts of the first pack for the step", "self.counts = counts_of(packs)", "self.counts = counts_of(packs[:1])"),
@@ -244,6 +269,8 @@ ONLY_IN_SOAK = frozenset({
     "chosen and rejected swapped", "length of the rejected for the chosen", "no confidence is half of one",
     "gradient of the keys from the values", "trained head without its target", "cache key without the completion",
     "rewards of both sides swapped", "equal rewards count as lost", "window one token too wide",
+    "undesirable means by the desirable count", "auxiliary loss of every pack whole", "labels of the first pack",
+    "tokens counted anew after a resume", "seconds counted anew after a resume", "no dropout after an evaluation",
 })  # fmt: skip
 QUICK = [fault for fault in FAULTS if fault.name not in ONLY_IN_SOAK]
 
