@@ -232,6 +232,8 @@ NORMALISER = [
         ("packs of experts weigh alike", "self._sizes[index] / sum(self._sizes)", "1 / len(self._sizes)"),
         ("auxiliary loss of every pack whole", "scorer.router_weight * share", "scorer.router_weight"),
     ),
+    *of("training/optim.py", "unit/training/test_optim.py::test_state_goes_round",
+        ("weights of a checkpoint in the masters alone", "self.parameters[name].copy_(master)\n            state", "pass\n            state")),
     *of("training/resume.py", "invariant/training/test_resume.py::test_sigterm_checkpoints_and_stops",
         ("tokens counted anew after a resume", 'int(facts["num_tokens"])', "0"),
         ("seconds counted anew after a resume", 'float(facts["seconds"])', "0.0")),

@@ -131,6 +131,7 @@ def test_state_goes_round():
     moments = {name: value.clone() for name, value in one.tensors().items()}
     assert set(moments) == {f"{name}/{kind}" for name in first for kind in ("exp_avg", "exp_avg_sq", "step")}
     two.load(kept, moments)
+    assert all(torch.equal(first[name], second[name]) for name in first), "what the next pass computes with, before any step"
     for optimiser in (one, two):
         take(optimiser, 3)
     for name in first:
