@@ -156,11 +156,14 @@ LOGPS = [
         ("a changed weight is not seen", "return weight._version == self.version and weight.data_ptr() == self.address", "return True"),
     ),
     *of(
-        "modeling/native/group_attention.cpp", NATIVE,
+        "modeling/native/groups.h", NATIVE,
         ("native: a row sees the next token", "whole(first + count, KEYS) / KEYS, first + 1, true}",
          "whole(first + count, KEYS) / KEYS, first + 2, true}"),
         ("native: the rejected sees the chosen", "whole(sequence.prompt, KEYS) / KEYS, sequence.prompt, false}",
          "whole(sequence.prompt, KEYS) / KEYS, whole(sequence.prompt, KEYS), false}"),
+    ),
+    *of(
+        "modeling/native/group_attention.cpp", NATIVE,
         ("native: softmax's gradient without its mean", "_mm512_sub_ps(c[i + side][j], _mm512_set1_ps(delta[i + side]))", "c[i + side][j]"),
     ),
     *of(
