@@ -15,8 +15,13 @@ VECTOR = 16
 
 def can_run_natively() -> bool:
     """Whether this processor has the instructions (AVX512-BF16) and none that make plain products faster still (AMX)."""
-    has = cast(Any, torch.cpu)
-    return bool(has._is_avx512_bf16_supported()) and not bool(has._is_amx_tile_supported())  # noqa: SLF001 (torch has no public name for it)
+    return _has("_is_avx512_bf16_supported") and not _has("_is_amx_tile_supported")
+
+
+def _has(name: str) -> bool:
+    """What torch says of the processor; it has no public name for it, and older ones none at all."""
+    asked = getattr(torch.cpu, name, None)
+    return asked is not None and bool(asked())
 
 
 def load(name: str) -> Any:
