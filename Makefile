@@ -32,8 +32,10 @@ demo: setup
 	$(BIN)/preftune demo
 
 # two processes of one thread: the suite waits more for process starts than for products of matrices. Files come in order of their
-# paths, unit tests last: by number of tests, as is the default, the longest files (few tests, each a whole job) would come last
+# paths, unit tests last: by number of tests, as is the default, the longest files (few tests, each a whole job) would come last.
+# Compiled first: where PYTHONDONTWRITEBYTECODE is set, each of hundreds of processes would compile the package again
 test: setup packages peer clients s3 trackers quant llama
+	$(BIN)/python -m compileall -q src
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
