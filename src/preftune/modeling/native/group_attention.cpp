@@ -322,55 +322,58 @@ std::vector<Group> read_groups(const int64_t* layout, int64_t number) {
   return groups;
 }
 
+// sizes: heads, kv heads, width of queries and keys, width of values, tokens, groups. strides: token and head of q, k and v.
+Given given_of(void* q, void* k, void* v, void* out, float* lse, const int64_t* sizes, const int64_t* strides, float scale) {
+  const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], scale};
+  return {.shape = shape,
+          .tokens = sizes[4],
+          .q = {(Half*)q, strides[0], strides[1]},
+          .k = {(Half*)k, strides[2], strides[3]},
+          .v = {(Half*)v, strides[4], strides[5]},
+          .out = {(Half*)out, shape.heads * shape.out_width, shape.out_width},
+          .lse = lse,
+          .grad = {},
+          .dq = {},
+          .dk = {},
+          .dv = {}};
+}
+
 }  // namespace
 
-// sizes: heads, kv heads, width of queries and keys, width of values, tokens, groups. strides: token and head of q, k, v, and of
-// the gradient of the output. layout: for each group its first row, the prompt's tokens, the number of completions, their tokens.
+// layout: for each group its first row, the prompt's tokens, the number of completions, their tokens.
 extern "C" void preftune_attention_forward(void* q, void* k, void* v, void* out, float* lse, const int64_t* sizes,
                                            const int64_t* strides, const int64_t* layout, float scale) {
-  const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], scale};
-  const Given given{.shape = shape,
-                    .tokens = sizes[4],
-                    .q = {(Half*)q, strides[0], strides[1]},
-                    .k = {(Half*)k, strides[2], strides[3]},
-                    .v = {(Half*)v, strides[4], strides[5]},
-                    .out = {(Half*)out, shape.heads * shape.out_width, shape.out_width},
-                    .lse = lse};
+  const Given given = given_of(q, k, v, out, lse, sizes, strides, scale);
   const std::vector<Group> groups = read_groups(layout, sizes[5]);
   const std::vector<Task> tasks = tasks_of(given, groups, nullptr);
 #pragma omp parallel for schedule(dynamic, 1)
   for (size_t i = 0; i < tasks.size(); ++i) forward_task(given, groups[tasks[i].group], tasks[i].head, tasks[i].heads);
 }
 
+// As above, and strides go on: token and head of the gradient of the output.
 extern "C" void preftune_attention_backward(void* q, void* k, void* v, void* out, float* lse, void* grad, void* dq, void* dk, void* dv,
                                             const int64_t* sizes, const int64_t* strides, const int64_t* layout, float scale) {
-  const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], scale};
-  const Given given{.shape = shape,
-                    .tokens = sizes[4],
-                    .q = {(Half*)q, strides[0], strides[1]},
-                    .k = {(Half*)k, strides[2], strides[3]},
-                    .v = {(Half*)v, strides[4], strides[5]},
-                    .out = {(Half*)out, shape.heads * shape.out_width, shape.out_width},
-                    .lse = lse,
-                    .grad = {(Half*)grad, strides[6], strides[7]},
-                    .dq = {(Half*)dq, shape.heads * shape.width, shape.width},
-                    .dk = {(Half*)dk, shape.kv_heads * shape.width, shape.width},
-                    .dv = {(Half*)dv, shape.kv_heads * shape.out_width, shape.out_width}};
+  Given given = given_of(q, k, v, out, lse, sizes, strides, scale);
+  const Shape& shape = given.shape;
+  given.grad = {(Half*)grad, strides[6], strides[7]};
+  given.dq = {(Half*)dq, shape.heads * shape.width, shape.width};
+  given.dk = {(Half*)dk, shape.kv_heads * shape.width, shape.width};
+  given.dv = {(Half*)dv, shape.kv_heads * shape.out_width, shape.out_width};
   const std::vector<Group> groups = read_groups(layout, sizes[5]);
   thread_local Buffer<float> parts;
   int64_t columns = 0;
   for (const Group& group : groups) columns += group.is_split ? group.columns : 0;
-  float* sums = parts.get(columns * shape.heads * (shape.width + shape.out_width));
+  float* sums = parts.get(columns * given.shape.heads * (given.shape.width + given.shape.out_width));
   const std::vector<Task> tasks = tasks_of(given, groups, sums);
   std::vector<Task> firsts;  // of those that left parts
   for (const Task& task : tasks)
-    if (task.sums && task.head % (shape.heads / shape.kv_heads) == 0) firsts.push_back(task);
+    if (task.sums && task.head % (given.shape.heads / given.shape.kv_heads) == 0) firsts.push_back(task);
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < tasks.size(); ++i) backward_task(given, groups[tasks[i].group], tasks[i]);
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < firsts.size(); ++i)
-      add_parts(given, groups[firsts[i].group], firsts[i].head / (shape.heads / shape.kv_heads), firsts[i].sums);
+      add_parts(given, groups[firsts[i].group], firsts[i].head / (given.shape.heads / given.shape.kv_heads), firsts[i].sums);
   }
 }
