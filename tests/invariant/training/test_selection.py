@@ -59,9 +59,12 @@ def test_it_stops_when_select_gets_no_better_and_keeps_the_best(stopped_early, t
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("after", [4, 7])
-def test_patience_survives_a_stop(stopped_early, tmp_path, tiny_model, after):
+@pytest.mark.parametrize("place", ["before the best", "behind the best", "behind one without a gain"])
+def test_patience_survives_a_stop(stopped_early, tmp_path, tiny_model, place):
     work, whole = stopped_early
+    best = whole.kept_step
+    after = {"before the best": best - 1, "behind the best": best + 1, "behind one without a gain": whole.steps - 1}[place]
+    assert 0 < after < whole.steps
     settings = {"keep": "best", "early_stopping": EarlyStoppingConfig(patience=2), **OVERFIT}
     with pytest.raises(Interrupted):
         run_stage(make_plan(tmp_path, tiny_model, ROWS, SELECT, **settings), stop_at(after))
