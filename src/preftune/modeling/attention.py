@@ -125,7 +125,7 @@ def attend(module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, layout: Pai
     elif q.device.type != "cpu":
         parts = _each_completion(q, k, v, layout, _Flat(asked.scale, asked.window))
     else:
-        found = native_attention(q, k, v, layout, asked.scale, asked.window)
+        found = native_attention(q, k, v, layout.groups, asked.scale, asked.window, layout.kernels.attention)
         return _grouped(q, k, v, layout, asked.scale, asked.window) if found is None else found
     return torch.cat(parts, 2).transpose(1, 2).contiguous()
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from preftune.modeling.native_attention import NativeAttention
+from preftune.modeling.native_attention import NativeAttention
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 

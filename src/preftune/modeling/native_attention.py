@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from preftune.data.pack import Group
-from preftune.modeling.layout import PairLayout
 from preftune.modeling.native_code import VECTOR, function, load
 
 
@@ -29,7 +28,7 @@ class NativeAttention:
         self._forward = function(library.preftune_attention_forward, 8, ctypes.c_float)
         self._backward = function(library.preftune_attention_backward, 12, ctypes.c_float)
 
-    def takes(self, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, window: int | None) -> bool:
+    def takes(self, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], window: int | None) -> bool:
         """Whether these are for the kernel: bfloat16 in whole vectors, no window that hides.
 
         It depends on each group alone, so that a completion has the same bits in whatever pack it stands.
@@ -38,19 +37,19 @@ class NativeAttention:
             return False
         if q.shape[3] % VECTOR or v.shape[3] % VECTOR or any(one.stride(3) != 1 for one in (q, k, v)):
             return False
-        return window is None or all(window >= one.prompt + max(one.completions) for one in layout.groups)
+        return window is None or all(window >= one.prompt + max(one.completions) for one in groups)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float) -> tuple[Tensor, Tensor]:
         """q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> outputs (T, H, E) and each row's log-sum-exp (H, T), float32."""
         _, heads, tokens, _ = q.shape
         out = q.new_empty(tokens, heads, v.shape[3])
         lse = q.new_empty(heads, tokens, dtype=torch.float32)
-        given = (q, k, v, out, lse, *_numbers(q, k, v, None, layout.groups))  # named, or they would be gone before the call
+        given = (q, k, v, out, lse, *_numbers(q, k, v, None, groups))  # named, or they would be gone before the call
         self._forward(*(one.data_ptr() for one in given), scale)
         return out, lse
 
     def backward(
-        self, grad: Tensor, kept: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], layout: PairLayout, scale: float
+        self, grad: Tensor, kept: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], groups: tuple[Group, ...], scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the outputs (T, H, E); q, k, v, outputs, log-sum-exp -> gradients (T, H, D), (T, K, D), (T, K, E)."""
         q, k, v, _, _ = kept
@@ -59,34 +58,37 @@ class NativeAttention:
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
         dq, dk = q.new_empty(tokens, heads, width), k.new_empty(tokens, kv_heads, width)
         dv = v.new_empty(tokens, kv_heads, out_width)
-        given = (*kept, grad, dq, dk, dv, *_numbers(q, k, v, grad, layout.groups))
+        given = (*kept, grad, dq, dk, dv, *_numbers(q, k, v, grad, groups))
         self._backward(*(one.data_ptr() for one in given), scale)
         return dq, dk, dv
 
 
-def native_attention(q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, window: int | None) -> Tensor | None:
+def native_attention(
+    q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float, window: int | None, kernel: NativeAttention | None
+) -> Tensor | None:
     """Softmax attention of every group: q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> (1, T, H, E). None if not for it."""
-    kernel = layout.kernels.attention
-    if kernel is None or scale <= 0 or not kernel.takes(q, k, v, layout, window):
+    if kernel is None or scale <= 0 or not kernel.takes(q, k, v, groups, window):
         return None
-    return cast(Tensor, NativeGroupAttention.apply(q, k, v, layout, scale, kernel))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return cast(Tensor, NativeGroupAttention.apply(q, k, v, groups, scale, kernel))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class NativeGroupAttention(torch.autograd.Function):
     """:class:`NativeAttention` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PairLayout, scale: float, kernel: NativeAttention) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float, kernel: NativeAttention
+    ) -> Tensor:
         """q (1, H, T, D), k (1, K, T, D), v (1, K, T, E) -> (1, T, H, E)."""
-        out, lse = kernel.forward(q, k, v, layout, scale)
+        out, lse = kernel.forward(q, k, v, groups, scale)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.layout, ctx.scale, ctx.kernel = layout, scale, kernel
+        ctx.groups, ctx.scale, ctx.kernel = groups, scale, kernel
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values."""
-        found = ctx.kernel.backward(grads[0][0], ctx.saved_tensors, ctx.layout, ctx.scale)
+        found = ctx.kernel.backward(grads[0][0], ctx.saved_tensors, ctx.groups, ctx.scale)
         dq, dk, dv = (one.transpose(0, 1)[None] for one in found)
         return dq, dk, dv, None, None, None
 
