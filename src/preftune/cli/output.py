@@ -112,7 +112,8 @@ class ProgressPrinter:
         now = time.monotonic()
         if label != self._label or done >= total or now >= self._next_line:
             self._label, self._next_line = label, now + UPDATE_SECONDS
-            say(f"[{label}] {done}/{total} {text}".rstrip())
+            count = f"{done}/{total}" if total else f"{done}"  # how many there will be is not always known
+            say(f"[{label}] {count} {text}".rstrip())
 
     def _advance_bar(self, label: str, done: int, total: int, text: str) -> None:
         from rich.console import Console
@@ -126,9 +127,9 @@ class ProgressPrinter:
                 TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
                 TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=False,
             )  # fmt: skip
-            self._task = self._bar.add_task(label, total=total, text="")
+            self._task = self._bar.add_task(label, total=total or None, text="")
             self._bar.start()
-        self._bar.update(self._task, completed=done, total=total, text=text)
+        self._bar.update(self._task, completed=done, total=total or None, text=text)
         if done >= total:
             self._close()
 

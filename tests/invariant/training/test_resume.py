@@ -161,6 +161,7 @@ def test_compiled_kernels_resume_to_the_same_bits(tmp_path, tiny_model, monkeypa
         changes = {"compile": how, "checkpoints": 0} | changes
         return make_plan(tmp_path, tiny_model, ROWS, folder=folder, adapter="lora", **changes)
 
+    torch.compiler.reset()  # what earlier tests compiled counts towards torch's limit on recompilations
     run_stage(plan("whole"), seen.append)
     torch.compiler.reset()
     with pytest.raises(Interrupted):
@@ -172,9 +173,8 @@ def test_compiled_kernels_resume_to_the_same_bits(tmp_path, tiny_model, monkeypa
     assert layouts == ["shared/preftune_shared+2blocks/compiled/fused"] * 3
     noted = [(event.code, event.message.partition(" ")[0]) for event in seen if isinstance(event, Noted)]
     assert "not_bit_exact" not in [code for code, _ in noted]
-    fallen = {region for code, region in noted if code == "not_compiled"}
-    assert fallen < set(compile_module.REGIONS), "some kernels are compiled (heads this narrow defeat the compiler in one)"
-    assert len(fallen) < 3
+    fallen = [event.message for event in seen if isinstance(event, Noted) and event.code == "not_compiled"]
+    assert fallen == [], "every region is compiled, heads this narrow included"
     assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
     weights = [files_of(tmp_path / folder)["final/adapter_model.safetensors"] for folder in ("whole", "stopped")]
     assert weights[0] == weights[1]
