@@ -237,6 +237,8 @@ NORMALISER = [
     ),
     *of("training/optim.py", "unit/training/test_optim.py::test_state_goes_round",
         ("weights of a checkpoint in the masters alone", "self.parameters[name].copy_(master)\n            state", "pass\n            state")),
+    *of("training/ledger.py", "unit/training/test_ledger_deviation.py",
+        ("deviations not in the spread of their step", '(margin - row["mean"]) / spread if', '(margin - row["mean"]) if')),
     *of("training/resume.py", "invariant/training/test_selection.py::test_patience_survives_a_stop",
         ("best evaluation forgotten by a resume", "loss_state, **selection)", "loss_state)")),
     *of("training/resume.py", "invariant/training/test_resume.py::test_sigterm_checkpoints_and_stops",
