@@ -6,6 +6,8 @@ plain one. Where that fails, everything after it is wrong in a way that no curve
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -16,6 +18,8 @@ from preftune.training.spread import local_part
 from preftune.training.step import Objective
 
 PLAIN_TOKENS = 4096
+COMPARED_TOKENS = 1024
+"""Tokens of a pack that are scored both ways: a difference of layouts shows in a few groups, and plain rows repeat prompts."""
 
 
 class InvariantBroken(PreftuneError):
@@ -45,6 +49,7 @@ def check_weights(model: nn.Module, name: str) -> None:
 def check_packed_equals_plain(scorer: Scorer, pack: Pack) -> float:
     """Compare the shared layout with one plain row per completion; the largest gap in nats per token.
 
+    The first groups of the pack are compared, two at least where it has them, up to ``COMPARED_TOKENS``.
     Of a long example the end of its prompt is compared: the model's own attention may take memory with the square of a row.
     Nothing to compare, and 0, where the scorer does not share prefixes.
 
@@ -54,7 +59,11 @@ def check_packed_equals_plain(scorer: Scorer, pack: Pack) -> float:
     if not scorer.is_shared:
         return 0.0
     plain = scorer.plain()
-    pack = pack_of([cropped(one, PLAIN_TOKENS) for one in pack.examples])
+    compared = [cropped(one, PLAIN_TOKENS) for one in pack.examples]
+    reached = itertools.accumulate(one.num_tokens for one in compared)
+    pack = pack_of(
+        [one for at, (one, total) in enumerate(zip(compared, reached, strict=True)) if at < 2 or total <= COMPARED_TOKENS]
+    )
     with torch.no_grad():
         gap = (scorer.token_logps(pack) - plain.token_logps(pack)).abs()
     mean, most = TOLERANCE[scorer.dtype]

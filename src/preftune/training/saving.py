@@ -64,12 +64,11 @@ def save_memory(stage: StagePlan, scorer: Scorer, sink: EventSink) -> dict[str, 
             f"stage {config.name}: activation_offloading: host moves activations from a GPU to the machine's memory, and this "
             "stage runs on the CPU; write disk or off"
         )
-    checkpointing = config.gradient_checkpointing
+    checkpointing, limit = config.gradient_checkpointing, memory_limit(scorer.device)
+    need = need_of(scorer, config, stage.train + stage.select) if limit is not None and _is_asked(config, scorer) else None
     if place is not None:
         checkpointing = "on"
     elif checkpointing == "auto":
-        limit = memory_limit(scorer.device)
-        need = need_of(scorer, config, stage.train + stage.select) if limit is not None else None
         # processes of one host share its memory, and all must compute alike, because they gather weights together
         sharers = stage.ranks.launch.local_size if scorer.device.type == "cpu" else 1
         is_tight = limit is not None and need is not None and need.total * sharers > FULL * limit.num_bytes
@@ -83,7 +82,7 @@ def save_memory(stage: StagePlan, scorer: Scorer, sink: EventSink) -> dict[str, 
             raise UsageError(
                 f"stage {config.name}: gradient_checkpointing: {str(error).splitlines()[0]} Write gradient_checkpointing: 'off'"
             ) from None
-    laid_out = _lay_out(stage, scorer) if checkpointing == "off" else 0
+    laid_out = _lay_out(stage, scorer, limit, need) if checkpointing == "off" else 0
     return {
         "gradient_checkpointing": checkpointing,
         "activation_offloading": config.activation_offloading,
@@ -91,13 +90,18 @@ def save_memory(stage: StagePlan, scorer: Scorer, sink: EventSink) -> dict[str, 
     }
 
 
-def _lay_out(stage: StagePlan, scorer: Scorer) -> int:
+def _is_asked(config: StageConfig, scorer: Scorer) -> bool:
+    """Whether anything depends on what the largest pack needs; to find that costs a forward pass."""
+    if config.gradient_checkpointing == "auto":
+        return config.activation_offloading == "off"
+    return config.gradient_checkpointing == "off" and scorer.bytes_to_lay_out > 0
+
+
+def _lay_out(stage: StagePlan, scorer: Scorer, limit: MemoryLimit | None, need: Need | None) -> int:
     """Lay the frozen weights out for products where that is a small part of the memory and all else fits; the bytes it took."""
-    wanted, limit = scorer.bytes_to_lay_out, memory_limit(scorer.device)
-    sharers = stage.ranks.launch.local_size
+    wanted, sharers = scorer.bytes_to_lay_out, stage.ranks.launch.local_size
     if not wanted or (limit is not None and wanted * sharers > SPARE * limit.num_bytes):
         return 0
-    need = None if limit is None else need_of(scorer, stage.config, stage.train + stage.select)
     if limit is not None and need is not None and (need.total + wanted) * sharers > FULL * limit.num_bytes:
         return 0
     scorer.lay_out_weights()
