@@ -227,8 +227,10 @@ def received(line: socket.socket, size: int) -> bytes:
 
 def become(asked: dict[str, Any], script: str) -> None:
     """Make this fork the process that was asked for."""
+    import ctypes
     import gc
 
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the process that forked it
     os.setsid()
     for number, file in enumerate(asked["files"]):
         os.dup2(file, number)
