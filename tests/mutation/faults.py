@@ -174,6 +174,12 @@ LOGPS = [
         ("native: the gate's slope is its value", "add(open, mul(silu, sub(set(1.0f), open)))", "open"),
         ("native: log p without its sum", "score - top - std::log(sum)", "score - top"),
     ),
+    *of(
+        "modeling/native/low_rank.cpp", "unit/modeling/test_native_low_rank.py::test_it_errs_no_more_than_torchs_products",
+        ("native: an adapter's gradient without its scale", "one.scale * total(ranks", "total(ranks"),
+        ("native: columns as they were unpacked", "c / 32 * 32 + (c % 8 / 4) * 16 + c % 32 / 8 * 4 + c % 4", "c"),
+        ("native: the last odd row is left out", "i + 1 < count ? from + (first + i + 1) * ranks : nullptr", "nullptr"),
+    ),
     *of("modeling/native_attention.py", "unit/modeling/test_native_attention.py::test_only_what_it_can_is_given_to_it",
         ("native: a window that hides is passed over", "window >= one.prompt + max(one.completions)", "window >= 0")),
     *of("modeling/laid_out.py", f"{LAID_OUT}::test_merged_adapters_are_seen_though_they_change_data",

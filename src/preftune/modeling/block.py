@@ -68,7 +68,7 @@ class PreAttention(torch.autograd.Function):
         """Keeps x, the norm's scale and x A^T."""
         block = how.block
         normed, scale = how.kernels.rms(x, norm, block.eps[0])
-        y, inner, low = linears.forward(normed, Side(tensors, how.scales, how.laid[0]))
+        y, inner, low = linears.forward(normed, Side(tensors, how.scales, how.laid[0], how.kernels.low_rank))
         rotated, heads = block.heads + block.kv_heads, y.view(len(y), -1, block.width)
         heads = how.kernels.rotate(heads[:, :rotated], heads[:, rotated:], cos, sin)
         ctx.how, ctx.num_low = how, len(low)
@@ -79,17 +79,17 @@ class PreAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of x, the norm and the projections."""
         x, cos, sin, norm, scale, inner, *rest = ctx.saved_tensors
-        low, side = tuple(rest[: ctx.num_low]), Side(tuple(rest[ctx.num_low :]), ctx.how.scales, ctx.how.laid[0])
         kernels, needs = ctx.how.kernels, ctx.needs_input_grad
+        low = tuple(rest[: ctx.num_low])
+        side = Side(tuple(rest[ctx.num_low :]), ctx.how.scales, ctx.how.laid[0], kernels.low_rank)
         grad = kernels.rotate_backward(*grads[:3], cos, sin)
-        pulled = linears.pull(grad, side.tensors, inner, low)
-        if needs[0] or needs[4]:
-            of_normed = linears.input_grad(grad, side, pulled, low)
+        of_normed, pulled = linears.input_grad(grad, side, inner, low, is_wanted=needs[0] or needs[4])
+        if of_normed is not None:
             dx, normed = kernels.rms_backward(of_normed, x, scale, norm, grads[3])
         else:  # nothing below trains
-            of_normed, dx, normed = None, None, kernels.rms(x, norm, ctx.how.block.eps[0])[0]
+            dx, normed = None, kernels.rms(x, norm, ctx.how.block.eps[0])[0]
         of_norm = _norm_grad(cast(Tensor, of_normed), x, scale, norm) if needs[4] else None
-        found = linears.parameter_grads(grad, normed, inner, pulled, side, needs[5:])
+        found = linears.parameter_grads(grad, normed, (inner, low), pulled, side, needs[5:])
         return (dx if needs[0] else None, None, None, None, of_norm, *found)
 
 
@@ -127,21 +127,18 @@ class PostAttention(torch.autograd.Function):
         n = linears.PER_LAYER
         wants_out, wants_both, wants_down = needs[4 : 4 + n], needs[4 + n : 4 + 3 * n], needs[4 + 3 * n :]
 
-        pulled = linears.pull(grad, down.tensors, *kept[2])
-        of_act = linears.input_grad(grad, down, pulled, kept[2][1])
-        of_gates, act = kernels.swiglu_backward(gates, of_act)
-        found_down = linears.parameter_grads(grad, act, kept[2][0], pulled, down, wants_down)
+        of_act, pulled = linears.input_grad(grad, down, *kept[2])
+        of_gates, act = kernels.swiglu_backward(gates, cast(Tensor, of_act))
+        found_down = linears.parameter_grads(grad, act, kept[2], pulled, down, wants_down)
         del act, of_act
 
-        pulled = linears.pull(of_gates, both.tensors, *kept[1])
-        of_normed = linears.input_grad(of_gates, both, pulled, kept[1][1])
-        dx, normed = kernels.rms_backward(of_normed, middle, scale, norm, grad)
-        found_both = linears.parameter_grads(of_gates, normed, kept[1][0], pulled, both, wants_both)
-        of_norm = _norm_grad(of_normed, middle, scale, norm) if needs[3] else None
+        of_normed, pulled = linears.input_grad(of_gates, both, *kept[1])
+        dx, normed = kernels.rms_backward(cast(Tensor, of_normed), middle, scale, norm, grad)
+        found_both = linears.parameter_grads(of_gates, normed, kept[1], pulled, both, wants_both)
+        of_norm = _norm_grad(cast(Tensor, of_normed), middle, scale, norm) if needs[3] else None
 
-        pulled = linears.pull(dx, out.tensors, *kept[0])
-        of_o = linears.input_grad(dx, out, pulled, kept[0][1]) if needs[1] else None
-        found_out = linears.parameter_grads(dx, o, kept[0][0], pulled, out, wants_out)
+        of_o, pulled = linears.input_grad(dx, out, *kept[0], is_wanted=needs[1])
+        found_out = linears.parameter_grads(dx, o, kept[0], pulled, out, wants_out)
         return (dx, of_o, None, of_norm, *found_out, *found_both, *found_down)
 
 
@@ -160,7 +157,7 @@ def _split(tensors: tuple[Any, ...], how: _How) -> tuple[Side, Side, Side]:
     """The sides of o, of gate and up, and of down."""
     n, scales = linears.PER_LAYER, how.scales
     parts = ((tensors[:n], scales[:1]), (tensors[n : 3 * n], scales[1:3]), (tensors[3 * n :], scales[3:]))
-    out, both, down = (Side(*part, laid) for part, laid in zip(parts, how.laid, strict=True))
+    out, both, down = (Side(*part, laid, how.kernels.low_rank) for part, laid in zip(parts, how.laid, strict=True))
     return out, both, down
 
 

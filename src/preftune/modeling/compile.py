@@ -20,6 +20,7 @@ from preftune.modeling.kernels import EAGER, Kernels
 from preftune.modeling.native_attention import NativeAttention
 from preftune.modeling.native_code import can_run_natively
 from preftune.modeling.native_elementwise import NativeElementwise
+from preftune.modeling.native_low_rank import NativeLowRank
 
 WORTH_STEPS = 1000
 """Optimiser steps that pay for compiling (20 to 45 s at its first time on two cores, 5 s from torch's cache afterwards)."""
@@ -92,12 +93,12 @@ def compiled_kernels(tell: Callable[[str], None]) -> Kernels:
 def native_kernels(tell: Callable[[str], None]) -> Kernels | None:
     """Our own kernels, and eager functions for what these do not take. None where they do not compile; ``tell`` hears why."""
     try:
-        elementwise, attention = NativeElementwise(), NativeAttention()
+        elementwise, attention, low_rank = NativeElementwise(), NativeAttention(), NativeLowRank()
     except Exception as error:  # noqa: BLE001 (compilers raise anything)
         tell(f"our own kernels are not used: {type(error).__name__}: {_line(error)}")
         return None
     regions: dict[str, Any] = {name: _natively(getattr(elementwise, name), _eager(name)) for name in REGIONS}
-    return Kernels("native", **regions, attention=attention)
+    return Kernels("native", **regions, attention=attention, low_rank=low_rank)
 
 
 def _natively(own: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.modeling.native_attention import NativeAttention
+from preftune.modeling.native_low_rank import NativeLowRank
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -127,6 +128,7 @@ class Kernels:
     swiglu_backward: Callable[[Tensor, Tensor], Pair]
     token_softmax: Callable[[Tensor, Tensor], Pair] | None
     attention: NativeAttention | None = None
+    low_rank: NativeLowRank | None = None
 
 
 def _swiglu_by_torch(both: Tensor) -> Tensor:

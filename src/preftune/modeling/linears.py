@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from preftune.modeling.adapters import LeanLoraLinear
 from preftune.modeling.laid_out import LaidOut, base_linear
+from preftune.modeling.native_low_rank import Factors, NativeLowRank
 
 Tensors: TypeAlias = tuple[Tensor | None, ...]
 PER_LAYER = 4  # weight, bias, A, B
@@ -29,17 +30,25 @@ PER_LAYER = 4  # weight, bias, A, B
 class Side:
     """Linear layers of one input as a flat tuple of tensors (weight, bias, A, B of each) and their adapters' scales.
 
-    laid: their weights laid out for products, where they are.
+    laid: their weights laid out for products, where they are. native: our own kernel for adapters, where it is compiled.
     """
 
     tensors: Tensors
     scales: tuple[float, ...]
     laid: LaidOut | None = None
+    native: NativeLowRank | None = None
 
     @property
     def num_layers(self) -> int:
         """How many linear layers."""
         return len(self.scales)
+
+    def factors(self) -> Factors:
+        """The adapters, for the kernel."""
+        spans, adapted, _ = _places(self.tensors)
+        a, b = (tuple(cast(Tensor, self.tensors[PER_LAYER * i + kind]) for i in adapted) for kind in (2, 3))
+        columns, scales = tuple(spans[i].start for i in adapted), tuple(self.scales[i] for i in adapted)
+        return Factors(a, b, columns, scales, spans[-1].stop)
 
 
 def read_side(modules: Sequence[nn.Module]) -> Side | None:
@@ -106,7 +115,10 @@ def together(parts: Sequence[Tensor]) -> Tensor | None:
 
 
 def forward(x: Tensor, side: Side) -> tuple[Tensor, Tensor | None, Tensors]:
-    """y (T, sum o_i); x A^T (T, sum r_i) or None; the cast adapters (A below each other, then every s_i B_i) for backward."""
+    """y (T, sum o_i); x A^T (T, sum r_i) or None; the cast adapters (A below each other, then every s_i B_i) for backward.
+
+    Where the kernel does it, nothing is cast before, and the columns of x A^T are padded.
+    """
     tensors = side.tensors
     weights, biases, a, b = (tensors[kind::PER_LAYER] for kind in range(PER_LAYER))
     spans, adapted, ranks = _places(tensors)
@@ -122,6 +134,8 @@ def forward(x: Tensor, side: Side) -> tuple[Tensor, Tensor | None, Tensors]:
             y[:, span] += bias
     if not adapted:
         return y, None, ()
+    if side.native is not None and side.native.takes(x, factors := side.factors()):
+        return y, side.native.forward(x, y, factors), ()
     low_a = torch.cat([cast(Tensor, a[i]).to(x.dtype) for i in adapted])
     low_b = [(cast(Tensor, b[i]) * side.scales[i]).to(x.dtype) for i in adapted]
     inner = torch.mm(x, low_a.t())
@@ -130,10 +144,25 @@ def forward(x: Tensor, side: Side) -> tuple[Tensor, Tensor | None, Tensors]:
     return y, inner, (low_a, *low_b)
 
 
-def pull(grad: Tensor, tensors: Sequence[Tensor | None], inner: Tensor | None, low: Tensors) -> Tensor | None:
-    """The gradient at x A^T: grad_i (s_i B_i) side by side, (T, sum r_i); None without adapters."""
+def input_grad(
+    grad: Tensor, side: Side, inner: Tensor | None, low: Tensors, *, is_wanted: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradient of x: sum over i of grad_i W_i, and what comes back through adapters, (T, d); None where it is not wanted.
+
+    With it the gradient at x A^T, which that of the adapters wants as well: grad_i (s_i B_i) side by side, (T, sum r_i); None
+    without adapters.
+    """
+    dx = _through_weights(grad, side) if is_wanted else None
     if inner is None:
-        return None
+        return dx, None
+    if not low:
+        return dx, cast(NativeLowRank, side.native).input_grad(grad.contiguous(), dx, side.factors())
+    pulled = _pull(grad, side.tensors, inner, low)
+    return None if dx is None else dx.addmm_(pulled, cast(Tensor, low[0])), pulled
+
+
+def _pull(grad: Tensor, tensors: Sequence[Tensor | None], inner: Tensor, low: Tensors) -> Tensor:
+    """The gradient at x A^T."""
     spans, adapted, ranks = _places(tensors)
     if len(tensors) == PER_LAYER:
         return torch.mm(grad, cast(Tensor, low[1]))
@@ -143,45 +172,60 @@ def pull(grad: Tensor, tensors: Sequence[Tensor | None], inner: Tensor | None, l
     return pulled
 
 
-def input_grad(grad: Tensor, side: Side, pulled: Tensor | None, low: Tensors) -> Tensor:
-    """Gradient of x: sum over i of grad_i W_i, and pulled A; (T, d)."""
-    weights = [cast(Tensor, weight) for weight in side.tensors[::PER_LAYER]]
-    whole = together(weights) if side.laid is None else None
+def _through_weights(grad: Tensor, side: Side) -> Tensor:
+    """sum over i of grad_i W_i: (T, d)."""
     if side.laid is not None:
-        dx = side.laid.backward(grad)
-    elif whole is not None:
-        dx = torch.mm(grad, whole)
-    else:
-        spans = _spans(weights)
-        dx = torch.mm(grad[:, spans[0]], weights[0])
-        for weight, span in zip(weights[1:], spans[1:], strict=True):
-            dx.addmm_(grad[:, span], weight)
-    return dx if pulled is None else dx.addmm_(pulled, cast(Tensor, low[0]))
+        return side.laid.backward(grad)
+    weights = [cast(Tensor, weight) for weight in side.tensors[::PER_LAYER]]
+    whole = together(weights)
+    if whole is not None:
+        return torch.mm(grad, whole)
+    spans = _spans(weights)
+    dx = torch.mm(grad[:, spans[0]], weights[0])
+    for weight, span in zip(weights[1:], spans[1:], strict=True):
+        dx.addmm_(grad[:, span], weight)
+    return dx
 
 
 def parameter_grads(
-    grad: Tensor, x: Tensor, inner: Tensor | None, pulled: Tensor | None, side: Side, needs: Sequence[bool]
+    grad: Tensor, x: Tensor, kept: tuple[Tensor | None, Tensors], pulled: Tensor | None, side: Side, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of the tensors of a side that ``needs`` names, in their order; None for the others.
 
-    grad (T, sum o_i), x (T, d); inner is x A^T and pulled the gradient at it.
+    grad (T, sum o_i), x (T, d); kept: x A^T and the cast adapters, as :func:`forward` gave them; pulled: the gradient at x A^T.
     """
-    tensors = side.tensors
-    spans, adapted, ranks = _places(tensors)
-    found: list[Tensor | None] = [None] * len(tensors)
+    spans = _spans([cast(Tensor, weight) for weight in side.tensors[::PER_LAYER]])
+    found: list[Tensor | None] = [None] * len(side.tensors)
+    inner, low = kept
     if inner is not None and pulled is not None:
-        of_a = torch.mm(pulled.t(), x)
-        for i, rank in zip(adapted, ranks, strict=True):
-            a, b = (cast(Tensor, tensors[PER_LAYER * i + kind]) for kind in (2, 3))
-            found[PER_LAYER * i + 2] = of_a[rank].to(a.dtype)
-            # the narrow side first: on a CPU it takes two thirds of the time of grad^T inner
-            of_b = torch.mm(inner[:, rank].t(), grad[:, spans[i]]).t()
-            found[PER_LAYER * i + 3] = of_b.to(b.dtype, memory_format=torch.contiguous_format).mul_(side.scales[i])
+        factors = _factor_grads(grad, x, inner, pulled, side) if low else _native_factor_grads(grad, x, inner, pulled, side)
+        _, adapted, _ = _places(side.tensors)
+        for i, of_a, of_b in zip(adapted, *factors, strict=True):
+            found[PER_LAYER * i + 2], found[PER_LAYER * i + 3] = of_a, of_b
     found[::PER_LAYER] = _weight_grads(grad, x, needs[::PER_LAYER], spans)
     for i, span in enumerate(spans):
         if needs[PER_LAYER * i + 1]:
             found[PER_LAYER * i + 1] = grad[:, span].sum(0)
     return found
+
+
+def _factor_grads(grad: Tensor, x: Tensor, inner: Tensor, pulled: Tensor, side: Side) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of every A_i and every B_i."""
+    spans, adapted, ranks = _places(side.tensors)
+    whole = torch.mm(pulled.t(), x)
+    of_a, of_b = [], []
+    for i, rank in zip(adapted, ranks, strict=True):
+        a, b = (cast(Tensor, side.tensors[PER_LAYER * i + kind]) for kind in (2, 3))
+        of_a.append(whole[rank].to(a.dtype))
+        # the narrow side first: on a CPU it takes two thirds of the time of grad^T inner
+        turned = torch.mm(inner[:, rank].t(), grad[:, spans[i]]).t()
+        of_b.append(turned.to(b.dtype, memory_format=torch.contiguous_format).mul_(side.scales[i]))
+    return of_a, of_b
+
+
+def _native_factor_grads(grad: Tensor, x: Tensor, inner: Tensor, pulled: Tensor, side: Side) -> tuple[list[Tensor], list[Tensor]]:
+    native = cast(NativeLowRank, side.native)
+    return native.factor_grads(grad.contiguous(), x.contiguous(), inner, pulled, side.factors())
 
 
 def _places(tensors: Sequence[Tensor | None]) -> tuple[list[slice], list[int], list[slice]]:

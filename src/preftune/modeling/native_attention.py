@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from preftune.data.pack import Group
-from preftune.modeling.native_code import VECTOR, function, load
+from preftune.modeling.native_code import VECTOR, function, integers, load
 
 
 class NativeAttention:
@@ -44,8 +44,7 @@ class NativeAttention:
         _, heads, tokens, _ = q.shape
         out = q.new_empty(tokens, heads, v.shape[3])
         lse = q.new_empty(heads, tokens, dtype=torch.float32)
-        given = (q, k, v, out, lse, *_numbers(q, k, v, None, groups))  # named, or they would be gone before the call
-        self._forward(*(one.data_ptr() for one in given), scale)
+        self._forward(*(one.data_ptr() for one in (q, k, v, out, lse)), *_numbers(q, k, v, None, groups), scale)
         return out, lse
 
     def backward(
@@ -58,8 +57,7 @@ class NativeAttention:
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
         dq, dk = q.new_empty(tokens, heads, width), k.new_empty(tokens, kv_heads, width)
         dv = v.new_empty(tokens, kv_heads, out_width)
-        given = (*kept, grad, dq, dk, dv, *_numbers(q, k, v, grad, groups))
-        self._backward(*(one.data_ptr() for one in given), scale)
+        self._backward(*(one.data_ptr() for one in (*kept, grad, dq, dk, dv)), *_numbers(q, k, v, grad, groups), scale)
         return dq, dk, dv
 
 
@@ -93,10 +91,10 @@ class NativeGroupAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def _numbers(q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
-    """Sizes, strides and groups as the kernel reads them, int64."""
+def _numbers(q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None, groups: Sequence[Group]) -> list[ctypes.Array[ctypes.c_int64]]:
+    """Sizes, strides and groups as the kernel reads them."""
     sizes = (q.shape[1], k.shape[1], q.shape[3], v.shape[3], q.shape[2], len(groups))
     strides = [stride for one in (q, k, v) for stride in (one.stride(2), one.stride(1))]
     strides += (0, 0) if grad is None else (grad.stride(0), grad.stride(1))
     tree = [number for one in groups for number in (one.start, one.prompt, len(one.completions), *one.completions)]
-    return torch.tensor(sizes), torch.tensor(strides), torch.tensor(tree)
+    return [integers(sizes), integers(strides), integers(tree)]

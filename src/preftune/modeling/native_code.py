@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, cast
 
@@ -39,6 +40,11 @@ def _text(name: str) -> str:
     """A source file with those of ``native/`` that it includes; the builder takes one text."""
     text = files("preftune.modeling").joinpath("native", name).read_text("utf-8")
     return re.sub(r'^#include "(.+)"$', lambda found: _text(found[1]), text, flags=re.MULTILINE)
+
+
+def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Numbers as a library reads them, int64; whoever hands their address over keeps them until the call is done."""
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 def function(symbol: Any, num_pointers: int, *others: Any) -> Any:

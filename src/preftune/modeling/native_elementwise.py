@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preftune.modeling.native_code import VECTOR, function, load
+from preftune.modeling.native_code import VECTOR, function, integers, load
 
 HALVES = 2 * VECTOR
 """Heads are turned by halves, and each half is whole vectors."""
@@ -86,9 +86,9 @@ class NativeElementwise:
         if width % HALVES or not _are_half(*parts) or any(one.stride(2) != 1 for one in parts) or not _are_rows(cos, sin):
             return None
         out = dq.new_empty(rows, (heads + 2 * kv_heads) * width)
-        strides = torch.tensor([one.stride(axis) for one in parts for axis in (0, 1)])
-        sizes = torch.tensor((rows, heads, kv_heads, width))
-        self._rotate_backward(*(one.data_ptr() for one in (*parts, cos, sin, out, sizes, strides)))
+        strides = integers([one.stride(axis) for one in parts for axis in (0, 1)])
+        sizes = integers((rows, heads, kv_heads, width))
+        self._rotate_backward(*(one.data_ptr() for one in (*parts, cos, sin, out)), sizes, strides)
         return out
 
     def swiglu(self, both: Tensor) -> Tensor | None:
@@ -126,6 +126,5 @@ def _are_rows(*tensors: Tensor) -> bool:
 
 
 def _call(kernel: Callable[..., Any], tensors: tuple[Tensor, ...], sizes: tuple[int, ...], *others: float) -> None:
-    """Hand over the addresses; every tensor is named here, or it would be gone before the call."""
-    numbers = torch.tensor(sizes)
-    kernel(*(one.data_ptr() for one in tensors), numbers.data_ptr(), *others)
+    """Hand over the addresses of tensors, and sizes."""
+    kernel(*(one.data_ptr() for one in tensors), integers(sizes), *others)
