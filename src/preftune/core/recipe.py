@@ -318,6 +318,8 @@ def _stage(
     if "data" in merged:
         merged["data"] = _data(merged["data"], f"{where}data")
     if isinstance(merged.get("adapter"), Mapping):
+        if "lora" in merged:
+            raise RecipeError(f"{where}adapter: the options of LoRA stand here and under lora as well; write them in one place")
         merged["lora"], merged["adapter"] = merged["adapter"], "lora"
     return merged
 

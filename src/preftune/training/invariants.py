@@ -27,11 +27,14 @@ class InvariantBroken(PreftuneError):
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Names of the weights that hold a NaN or an infinity; every rank sees its own part."""
+    """Names of the weights that hold a NaN or an infinity, and of buffers that hold a NaN; every rank sees its own part."""
     found = []
     for name, parameter in model.named_parameters():
         held = local_part(parameter.detach())
         if held.is_floating_point() and not bool(torch.isfinite(held).all()):
+            found.append(name)
+    for name, buffer in model.named_buffers():  # such as the bias that routes experts; masks among them may be infinite
+        if buffer.is_floating_point() and bool(torch.isnan(local_part(buffer)).any()):
             found.append(name)
     return found
 

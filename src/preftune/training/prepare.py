@@ -13,7 +13,7 @@ from torch import nn
 
 from preftune.core.errors import UsageError
 from preftune.core.events import EventSink, Noted
-from preftune.core.ids import digest_json
+from preftune.core.ids import digest_bytes, digest_json
 from preftune.core.recipe import StageConfig
 from preftune.core.records import TokenisedExample
 from preftune.data.pack import Pack
@@ -58,6 +58,7 @@ class Trainee:
     probe: Probe | None
     probes: frozenset[int]
     facts: dict[str, object]
+    data_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,20 @@ def prepare(stage: StagePlan, sink: EventSink, *, should_stop: Callable[[], bool
     select_packs = policy.select_packs
     return_free_memory()
     return Trainee(
-        model, device, objective, optimiser, order, num_steps, schedule, select_packs, reference, spread, probe, probes, facts
+        model=model,
+        device=device,
+        objective=objective,
+        optimiser=optimiser,
+        order=order,
+        num_steps=num_steps,
+        schedule=schedule,
+        select_packs=select_packs,
+        reference=reference,
+        spread=spread,
+        probe=probe,
+        probes=probes,
+        facts=facts,
+        data_digest=data_digest(stage.train),
     )
 
 
@@ -267,5 +281,16 @@ def seed_generators(seed: int) -> None:
 
 
 def data_digest(examples: Sequence[TokenisedExample]) -> str:
-    """Digest of the examples in their order."""
-    return digest_json([[example.example_id, example.num_tokens] for example in examples])
+    """Digest of what is trained on: every token, which of them count, which side is which, and the order of the examples.
+
+    Ids of examples follow from their texts; their tokens follow from tokenizer and template too. Strengths and confidences
+    are left out: a run that one of them stopped goes on once it is mended.
+    """
+    return digest_json([_content(example) for example in examples])
+
+
+def _content(example: TokenisedExample) -> list[object]:
+    partner = () if example.partner is None else (example.partner,)
+    tokens = [example.prompt_ids, *(part for one in (*example.completions, *partner) for part in (one.ids, one.scored))]
+    said = [example.example_id, example.is_tie, list(example.labels), len(partner)]
+    return [*said, digest_bytes(*(np.asarray(part, dtype=np.int64).tobytes() for part in tokens))]

@@ -24,7 +24,7 @@ from preftune.training.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from preftune.training.prepare import Trainee, data_digest, rank_seed, seed_generators
+from preftune.training.prepare import Trainee, rank_seed, seed_generators
 from preftune.training.ranks import Ranks
 from preftune.training.state import StagePlan, TrainState
 
@@ -147,7 +147,7 @@ def _facts(stage: StagePlan, trainee: Trainee, state: TrainState) -> dict[str, A
         "loss_state": dict(state.loss_state),
         "selection": {name: getattr(state, name) for name in SELECTION},
         "recipe_digest": stage.recipe_digest,
-        "data_digest": data_digest(stage.train),
+        "data_digest": trainee.data_digest,
         "reference": None if trainee.reference is None else trainee.reference.identity,
         "arithmetic": {
             "torch": torch.__version__,

@@ -12,7 +12,7 @@ from preftune.core.errors import NonFiniteLoss
 from preftune.core.events import StepDone
 from preftune.core.files import read_json
 from preftune.training.checkpoint import latest, load_checkpoint
-from preftune.training.invariants import InvariantBroken
+from preftune.training.invariants import InvariantBroken, not_finite
 from preftune.training.loop import run_stage
 
 ROWS = make_examples(20)
@@ -72,3 +72,11 @@ def test_a_model_whose_files_hold_a_nan_is_refused_before_anything_is_scored(tmp
         run_stage(make_plan(tmp_path, model, ROWS, [], **PLAN))
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_buffer_that_holds_a_nan_is_seen_and_a_mask_of_infinities_is_none():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    assert not_finite(model) == []
+    model.register_buffer("correction", torch.tensor([0.0, math.nan]))  # as models of experts have one that routes
+    assert not_finite(model) == ["correction"]

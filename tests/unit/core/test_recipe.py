@@ -46,6 +46,10 @@ def test_top_level_stage_keys_are_defaults_and_the_stage_wins():
         ({"model": "m", "method": "dpo", "data": {"trian": "x"}}, "data.trian': did you mean 'train'"),
         ({"model": "m", "method": "dpo", "lora": {"rnk": 3}}, "lora.rnk': did you mean 'rank'"),
         ({"model": "m", "method": "dpo", "loss": {"bta": 3}}, "no option 'bta': did you mean 'beta'"),
+        (
+            {"model": "m", "method": "dpo", "adapter": {"rank": 3}, "lora": {"alpha": 3}},
+            "adapter: the options of LoRA stand here and",
+        ),
         ({"model": "m", "method": "dpo", "epochs": -1}, "epochs: write a number above 0, got -1"),
         (
             {"model": "m", "evaluation": {"prompts": "p", "judge": "j", "decodng": {}}},
