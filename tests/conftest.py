@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from warm_start import WarmStart
 
 settings.register_profile("torch", deadline=None, derandomize=True)  # the first torch call is slow, not wrong
 settings.load_profile("torch")
+
+# a suite that runs in the background of a shell ignores ^C, and so would every program that it starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -89,6 +89,16 @@ def describe(annotation: Any) -> str:
     return "a mapping of keys and values" if is_mapping else plain.get(annotation, "another value")
 
 
+LENGTHS = {
+    "too_short": ("at least", "entry"),
+    "too_long": ("at most", "entry"),
+    "string_too_short": ("at least", "character"),
+    "string_too_long": ("at most", "character"),
+}
+"""Of pydantic's errors about a length: which bound it passed, and what is counted."""
+PLURALS = {"entry": "entries", "character": "characters"}
+
+
 def explain(errors: Sequence[Mapping[str, Any]], hint: Any = None) -> str:
     """What is wrong with a value, in one line: what the field takes, with its range, and what was given.
 
@@ -102,6 +112,10 @@ def explain(errors: Sequence[Mapping[str, Any]], hint: Any = None) -> str:
         return own[0] if isinstance(given, Mapping) else f"{own[0]}, got {given!r}"  # of a section: it says itself what is wrong
     if first["type"] == "missing":
         return f"is missing; write {describe(hint)}" if hint is not None else "is missing"
+    if len(errors) == 1 and first["type"] in LENGTHS:
+        bound, what = LENGTHS[first["type"]]
+        least = first["ctx"]["min_length" if bound == "at least" else "max_length"]
+        return f"write {bound} {least} {what if least == 1 else PLURALS[what]}, got {given!r}"
     message = " or ".join(dict.fromkeys(one["msg"] for one in errors)) if hint is None else f"write {describe(hint)}"
     return f"{message}, got {given!r}"
 

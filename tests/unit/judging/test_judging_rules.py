@@ -93,7 +93,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     ({"name": "rule", "rules": [WARM]}, UnknownName, "did you mean 'rules'"),
     ({"rules": [WARM]}, UsageError, "name is missing"),
     ({"name": "rules", "rulez": [WARM]}, UnknownName, "no option 'rulez': did you mean 'rules'"),
-    ({"name": "rules", "rules": []}, UsageError, "at least 1 item"),
+    ({"name": "rules", "rules": []}, UsageError, "at least 1 entry, got []"),
     ({"name": "rules", "rules": "warm"}, UsageError, "option 'rules'"),
     ({"name": "rules", "rules": [WARM], "tie_margin": -1}, UsageError, "tie_margin"),
     ({"name": "rules", "rules": [{**WARM, "wieght": 1}]}, UnknownName, "rules.0: rule 'lexicon' has no option 'wieght': did"),
