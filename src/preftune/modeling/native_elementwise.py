@@ -24,7 +24,7 @@ class NativeElementwise:
     """The kernels, compiled where they run and kept in torch's cache of compiled code.
 
     Each method gives what the function of its name gives in :mod:`preftune.modeling.kernels`, or None where its tensors are
-    not for it: not bfloat16 on a CPU, not dense, or rows that are not whole vectors.
+    not for it: not bfloat16 on a CPU, not dense, or rows that are not whole vectors (a vocabulary may have any size).
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class NativeElementwise:
 
     def token_softmax(self, logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor] | None:
         """logits (T, V), which become the probabilities, and ids (T, 1) -> those, and log p of the ids (T,), float32."""
-        if not _are_rows(logits) or not chosen.is_contiguous():
+        if not _are_half(logits) or not (logits.is_contiguous() and chosen.is_contiguous()):
             return None
         logps = logits.new_empty(len(logits), dtype=torch.float32)
         _call(self._token_softmax, (logits, chosen, logps), logits.shape)

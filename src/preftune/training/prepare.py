@@ -216,7 +216,8 @@ def _placed(
     shared: Literal["auto"] | bool = "auto" if config.shared_prefix == "auto" else False
     if kind == "one":
         steps = num_steps_of(config, len(stage.train))
-        kernels = choose_kernels(config.compile, device, dtype, steps, lambda why: sink(Noted("warning", "not_compiled", why)))
+        level: Literal["info", "warning"] = "warning" if config.compile == "on" else "info"  # what was asked for and is not had
+        kernels = choose_kernels(config.compile, device, dtype, steps, lambda why: sink(Noted(level, "not_compiled", why)))
         return model, Scorer(model, shared=shared, kernels=kernels), ONE, None
     quantised = getattr(stage.loaded.model, "quantization_method", None)
     for finding in check_distributed(config, ranks.launch, kind, precision=name_of(dtype), quantised_by=quantised):

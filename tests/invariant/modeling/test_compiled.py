@@ -19,6 +19,15 @@ from preftune.modeling.native_code import can_run_natively
 CPU = torch.device("cpu")
 
 
+def shake_adapters(model: nn.Module) -> None:
+    """Give adapters values that count; nothing where there are none."""
+    made = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=made) * 0.05)
+
+
 @pytest.mark.skipif(bool(why_not_compiled(CPU)), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 @pytest.mark.parametrize("has_lora", [False, True])
@@ -31,11 +40,7 @@ def test_compiled_blocks_equal_plain_rows(has_lora: bool) -> None:
     with torch.no_grad(), adapter_off(model):
         reference = scorer.token_logps(pack)
     assert torch.equal(scorer.token_logps(pack), reference)  # fresh adapters change no bit
-    made = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=made) * 0.05)
+    shake_adapters(model)
     wanted, got = scorer.plain().token_logps(pack), scorer.token_logps(pack)
     assert largest(got, wanted) < 1e-4
     assert relative(gradients(model, got), gradients(model, wanted)) < 1e-4
@@ -69,11 +74,7 @@ def test_our_own_kernels_err_no_more_than_plain_rows_in_bfloat16(has_lora: bool)
         with torch.no_grad(), adapter_off(model) if has_lora else contextlib.nullcontext():
             reference = scorer.token_logps(pack)
         assert torch.equal(scorer.token_logps(pack), reference)  # fresh adapters change no bit
-        made = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                if "lora_" in key:
-                    parameter.copy_(torch.randn(parameter.shape, generator=made) * 0.05)
+        shake_adapters(model)
         logps = scorer.token_logps(pack) if name == "native" else scorer.plain().token_logps(pack)
         slopes = {key: slope.float() for key, slope in gradients(model, logps).items()}
         found[name] = {"logps": logps.detach()} | slopes

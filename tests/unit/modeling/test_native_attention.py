@@ -6,31 +6,21 @@ import itertools
 
 import pytest
 import torch
+from native_machine import NEEDS_NATIVE, compiled
 from torch import Tensor
 
 from preftune.data.pack import Group
 from preftune.modeling.attention import Asked, attend
-from preftune.modeling.compile import native_kernels, why_not_compiled
 from preftune.modeling.kernels import EAGER, Kernels
 from preftune.modeling.layout import PairLayout
 from preftune.modeling.native_attention import NativeAttention
-from preftune.modeling.native_code import can_run_natively
 
-CPU = torch.device("cpu")
-pytestmark = [
-    pytest.mark.skipif(not can_run_natively(), reason="this processor has no AVX512-BF16, or it has AMX"),
-    pytest.mark.skipif(bool(why_not_compiled(CPU)), reason="torch.compile needs a C++ compiler"),
-    pytest.mark.filterwarnings("ignore"),  # of torch's own compiler
-]
+pytestmark = NEEDS_NATIVE
 
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
-    told: list[str] = []
-    made = native_kernels(told.append)
-    assert told == []
-    assert made is not None
-    return made
+    return compiled()
 
 
 def groups_of(*shapes: tuple[int, tuple[int, ...]]) -> tuple[Group, ...]:

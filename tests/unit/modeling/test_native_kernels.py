@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from native_machine import CPU, NEEDS_NATIVE, compiled
 from torch import Tensor
 
 from preftune.modeling import kernels as plain
-from preftune.modeling.compile import NATIVE_WORTH_STEPS, REGIONS, choose_kernels, native_kernels, why_not_compiled
+from preftune.modeling.compile import NATIVE_WORTH_STEPS, REGIONS, choose_kernels
 from preftune.modeling.kernels import EAGER, Kernels
 from preftune.modeling.native_code import can_run_natively
 
-CPU = torch.device("cpu")
-pytestmark = [
-    pytest.mark.skipif(not can_run_natively(), reason="this processor has no AVX512-BF16, or it has AMX"),
-    pytest.mark.skipif(bool(why_not_compiled(CPU)), reason="torch.compile needs a C++ compiler"),
-    pytest.mark.filterwarnings("ignore"),  # of torch's own compiler
-]
+pytestmark = NEEDS_NATIVE
 
 
 @pytest.fixture(scope="module")
 def native() -> Kernels:
-    made = native_kernels(pytest.fail)
-    assert made is not None
-    return made
+    return compiled()
 
 
 def halves(*shape: int, seed: int = 0) -> Tensor:
@@ -54,7 +48,7 @@ def inputs(name: str, width: int) -> list[object]:
 
 
 @pytest.mark.parametrize("name", REGIONS)
-@pytest.mark.parametrize("width", [32, 96, 24])  # 24 is no whole number of vectors: the eager functions take over
+@pytest.mark.parametrize("width", [32, 96, 24])  # 24 is no whole number of vectors: eager functions take over, but for the head
 def test_each_computes_what_its_function_says_rounded_once(native: Kernels, name: str, width: int) -> None:
     wide = [one.float() if isinstance(one, Tensor) and one.is_floating_point() else one for one in inputs(name, width)]
     wanted, got = getattr(plain, name)(*wide), getattr(native, name)(*inputs(name, width))
@@ -77,6 +71,18 @@ def test_what_is_no_number_stays_none_in_its_row_and_touches_no_other(native: Ke
     rows = [one.isnan().view(7, -1).any(-1) for one in (got if isinstance(got, tuple) else [got])]
     broken = torch.stack(rows).any(0)
     assert broken.tolist() == [row == 3 for row in range(7)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 17, 50])
+def test_a_vocabulary_may_have_any_size(native: Kernels, size: int) -> None:
+    lot = torch.full((6, size + 30), 99.0).bfloat16()  # what stands behind a row must not count
+    lot[:, :size] = 3 * halves(6, size)
+    logits, chosen = lot[:, :size].contiguous(), torch.arange(6)[:, None] % size
+    wanted = torch.log_softmax(logits.float(), -1)
+    probabilities, logps = native.token_softmax(logits, chosen)  # type: ignore[misc]
+    assert probabilities.data_ptr() == logits.data_ptr()  # the kernel's: it writes where it reads
+    torch.testing.assert_close(probabilities.float(), wanted.exp(), rtol=2**-8, atol=1e-30)
+    torch.testing.assert_close(logps, wanted.gather(1, chosen).squeeze(1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_gate_far_from_zero_overflows_nothing(native: Kernels) -> None:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from native_machine import NEEDS_NATIVE, compiled
 from torch import Tensor
 
 from preftune.modeling import linears
-from preftune.modeling.compile import native_kernels, why_not_compiled
 from preftune.modeling.linears import Side
-from preftune.modeling.native_code import can_run_natively
 from preftune.modeling.native_low_rank import Factors, NativeLowRank
 
-pytestmark = [
-    pytest.mark.skipif(not can_run_natively(), reason="this processor has no AVX512-BF16, or it has AMX"),
-    pytest.mark.skipif(bool(why_not_compiled(torch.device("cpu"))), reason="torch.compile needs a C++ compiler"),
-    pytest.mark.filterwarnings("ignore"),  # of torch's own compiler
-]
+pytestmark = NEEDS_NATIVE
 
 
 @pytest.fixture(scope="module")
 def native() -> NativeLowRank:
-    made = native_kernels(pytest.fail)
+    made = compiled().low_rank
     assert made is not None
-    assert made.low_rank is not None
-    return made.low_rank
+    return made
 
 
 def side_of(native: NativeLowRank | None, inputs: int, layers: list[tuple[int, int]]) -> Side:

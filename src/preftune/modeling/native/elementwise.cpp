@@ -133,29 +133,35 @@ extern "C" void preftune_swiglu_backward(const Half* both, const Half* grad, Hal
   }
 }
 
-// probabilities of logits (rows, width) in place, and log p of the chosen id of each row.
+// probabilities of logits (rows, width) in place, and log p of the chosen id of each row; the width is any.
 extern "C" void preftune_token_softmax(Half* logits, const int64_t* chosen, float* logps, const int64_t* sizes) {
-  const int64_t rows = sizes[0], width = sizes[1];
+  const int64_t rows = sizes[0], width = sizes[1], vectors = whole(width, VECTOR);
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < rows; ++t) {
     thread_local Buffer<float> buffer;
-    float* raised = buffer.get(width);
+    float* raised = buffer.get(vectors);
     Half* row = logits + t * width;
-    const __m512 lowest = to_float(row);
-    __m512 most[4] = {lowest, lowest, lowest, lowest}, total[4] = {};
-    for (int64_t d = 0; d < width; d += VECTOR) most[d / VECTOR % 4] = _mm512_max_ps(most[d / VECTOR % 4], to_float(row + d));
+    const auto at = [&](int64_t d) {  // what stands behind the last id counts for nothing
+      const __mmask16 seen = lanes(width - d);
+      const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(seen, row + d));
+      return _mm512_mask_mov_ps(set(-3e38f), seen, _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)));
+    };
+    __m512 most[4], total[4] = {};
+    for (__m512& one : most) one = set(-3e38f);
+    for (int64_t d = 0; d < width; d += VECTOR) most[d / VECTOR % 4] = _mm512_max_ps(most[d / VECTOR % 4], at(d));
     const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
-    Word bits = Word(row[chosen[t]]) << 16;
+    const Word bits = Word(row[chosen[t]]) << 16;
     float score;
     std::memcpy(&score, &bits, sizeof score);
     for (int64_t d = 0; d < width; d += VECTOR) {
-      const __m512 x = exp_of(_mm512_max_ps(set(-87.0f), sub(to_float(row + d), set(top))));
-      total[d / VECTOR % 4] = add(total[d / VECTOR % 4], x);
+      const __m512 x = exp_of(_mm512_max_ps(set(-87.0f), sub(at(d), set(top))));
+      total[d / VECTOR % 4] = _mm512_mask_add_ps(total[d / VECTOR % 4], lanes(width - d), total[d / VECTOR % 4], x);
       _mm512_store_ps(raised + d, x);
     }
     const float sum = _mm512_reduce_add_ps(add(add(total[0], total[1]), add(total[2], total[3])));
     const __m512 inverse = set(1.0f / sum);
-    for (int64_t d = 0; d < width; d += VECTOR) put(row + d, mul(_mm512_load_ps(raised + d), inverse));
+    for (int64_t d = 0; d < width; d += VECTOR)
+      _mm256_mask_storeu_epi16(row + d, lanes(width - d), to_half(mul(_mm512_load_ps(raised + d), inverse)));
     logps[t] = score - top - std::log(sum);
   }
 }

@@ -154,13 +154,12 @@ void add_outer(const Word* left, int64_t stride, int64_t ranks, const Half* x, i
 // Where column c of x stands in `add_outer`'s sums: lanes of 8 columns, the low four of each first.
 inline int64_t unpacked(int64_t c) { return c / 32 * 32 + (c % 8 / 4) * 16 + c % 32 / 8 * 4 + c % 4; }
 
-struct Span {
-  int64_t first, end;
-};
-
-Span rows_of_thread(int64_t tokens) {
+// This thread's part of the rows, a chunk at a time: work(first row, rows).
+template <typename Work>
+void over_chunks(int64_t tokens, Work work) {
   const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num(), chunks = (tokens + CHUNK - 1) / CHUNK;
-  return {std::min(tokens, chunks * thread / threads * CHUNK), std::min(tokens, chunks * (thread + 1) / threads * CHUNK)};
+  const int64_t end = std::min(tokens, chunks * (thread + 1) / threads * CHUNK);
+  for (int64_t first = chunks * thread / threads * CHUNK; first < end; first += CHUNK) work(first, std::min(CHUNK, end - first));
 }
 
 thread_local Buffer<Word> shared_a, shared_b;  // of the thread that calls
@@ -178,14 +177,12 @@ extern "C" void preftune_low_rank_forward(const Half* x, Half* y, Half* inner, c
   {
     turn_a(given, turned_a);
     for (const Adapter& one : given.all) turn_b(one, turned_b + one.place / 2 * outputs);
-    const Span rows = rows_of_thread(given.tokens);
-    for (int64_t first = rows.first; first < rows.end; first += CHUNK) {
-      const int64_t count = std::min(CHUNK, rows.end - first);
+    over_chunks(given.tokens, [&](int64_t first, int64_t count) {
       times(x, given.inputs, given.inputs, turned_a, given.ranks, first, count, inner, given.ranks);
       for (const Adapter& one : given.all)
         add_times(inner + one.place, given.ranks, one.padded(), turned_b + one.place / 2 * outputs, one.outputs, first, count, y + one.column,
                   outputs);
-    }
+    });
   }
 }
 
@@ -200,14 +197,12 @@ extern "C" void preftune_low_rank_input(const Half* grad, Half* dx, Half* pulled
   {
     pair_a(given, paired_a);
     for (const Adapter& one : given.all) pair_b(one, paired_b + one.place / 2 * outputs);
-    const Span rows = rows_of_thread(given.tokens);
-    for (int64_t first = rows.first; first < rows.end; first += CHUNK) {
-      const int64_t count = std::min(CHUNK, rows.end - first);
+    over_chunks(given.tokens, [&](int64_t first, int64_t count) {
       for (const Adapter& one : given.all)
         times(grad + one.column, outputs, one.outputs, paired_b + one.place / 2 * outputs, one.padded(), first, count, pulled + one.place,
               given.ranks);
       if (dx) add_times(pulled, given.ranks, given.ranks, paired_a, given.inputs, first, count, dx, given.inputs);
-    }
+    });
   }
 }
 
@@ -224,20 +219,18 @@ extern "C" void preftune_low_rank_factors(const Half* grad, const Half* x, const
     Word* left = paired_rows.get(CHUNK / 2 * ranks);
     float* own = sums + size * omp_get_thread_num();
     std::memset(own, 0, sizeof(float) * size);
-    const Span rows = rows_of_thread(given.tokens);
     const auto pair = [&](const Half* from, int64_t first, int64_t count) {
       for (int64_t i = 0; i < count; i += 2)
         interleave(from + (first + i) * ranks, i + 1 < count ? from + (first + i + 1) * ranks : nullptr, ranks, left + i / 2 * ranks);
     };
-    for (int64_t first = rows.first; first < rows.end; first += CHUNK) {
-      const int64_t count = std::min(CHUNK, rows.end - first);
+    over_chunks(given.tokens, [&](int64_t first, int64_t count) {
       pair(pulled, first, count);
       add_outer(left, ranks, ranks, x + first * given.inputs, given.inputs, given.inputs, count, own);
       pair(inner, first, count);
       for (const Adapter& one : given.all)
         add_outer(left + one.place, ranks, one.padded(), grad + first * outputs + one.column, outputs, one.outputs, count,
                   own + ranks * given.inputs + one.place * outputs);
-    }
+    });
 #pragma omp barrier
     const int64_t threads = omp_get_num_threads();
     const auto total = [&](int64_t at) {
